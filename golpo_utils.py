@@ -1511,9 +1511,25 @@ def make_settings(given, base=None):
         if name not in known:
             raise ValueError(f"there is no setting {name!r} (value {given[name]!r}); the settings are {', '.join(known)}")
     if base is None:
-        base = {} if "config" in given else PRESETS["t4" if torch.cuda.is_available() else "laptop"]
+        base = {} if "config" in given else PRESETS[default_preset()]
     paths = {name: str(given[name]) for name in ("data_path", "checkpoint_dir", "staging_dir") if given.get(name) is not None}
     return Settings(**{**base, **given, **paths})
+
+
+def default_preset():
+    """The name of the preset that fits this machine."""
+    return "t4" if torch.cuda.is_available() else "laptop"
+
+
+def tell_device():
+    """Say plainly what the training will run on, and what that means."""
+    if torch.cuda.is_available():
+        name, memory = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory
+        print(f"GPU: {name} with {memory / 2 ** 30:.0f} GB. Numbers are multiplied in {pick_precision('auto', pick_device())}.")
+    else:
+        print("=" * 90 + "\nNO GPU HERE: a small model will be trained on the processor, with the laptop preset.\n"
+              "On Colab, Runtime -> Change runtime type -> T4 GPU gives you one for free.\n" + "=" * 90)
+    print(f"The preset for this machine is {default_preset()!r}.")
 
 
 def pick_device(name="auto"):
@@ -1556,25 +1572,6 @@ def make_optimizer(model, settings):
                              lr=settings.learning_rate, betas=(0.9, settings.beta2), fused=True)
 
 
-@torch.no_grad()
-def evaluate_loss(model, ids, context_length, batch_size=8, dtype=torch.float32):
-    """Mean loss in nats over all of `ids` (1-D), each token predicted once, windows side by side."""
-    device, total, count = next(model.parameters()).device, 0.0, 0
-    whole = range(0, len(ids) - context_length, context_length)
-    batches = [list(whole)[i:i + batch_size] for i in range(0, len(whole), batch_size)]
-    tail = whole[-1] + context_length if len(whole) else 0
-    was_training = model.training
-    model.eval()
-    for starts, length in [*((starts, context_length) for starts in batches), ([tail], len(ids) - 1 - tail)]:
-        if length > 0:
-            rows = torch.stack([ids[start:start + length + 1] for start in starts]).to(device).long()
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                total += float(model(rows[:, :-1], rows[:, 1:])) * len(starts) * length
-            count += len(starts) * length
-    model.train(was_training)
-    return total / count
-
-
 @dataclass
 class TrainingState:
     """Where a training stands: all that goes into a checkpoint beside weights, optimizer and settings."""
@@ -1585,8 +1582,8 @@ class TrainingState:
     track_tokens_seen: list = field(default_factory=list)     # at each evaluation
     best_val_loss: float = math.inf
     evals_since_best: int = 0
-    interval: list = field(default_factory=lambda: [0.0, 0.0])   # since the last evaluation: sum of losses, steps
-    scale: dict = field(default_factory=dict)  # the gradient scaler's
+    sums: list = field(default_factory=lambda: [0.0, 0.0])    # since the last evaluation: losses, and steps
+    scaler: dict = field(default_factory=dict)                # the gradient scaler's state
     seconds: float = 0.0                       # spent training, over all sessions
 
 
@@ -1597,95 +1594,34 @@ class TrainingError(ValueError):
 MOST_SKIPS = 20      # steps in a row without a finite gradient after which training gives up
 
 
-class Trainer:
-    """One step of training, and all that a step needs: precision, accumulation, clipping, processes."""
-
-    def __init__(self, model, optimizer, train_set, settings, scale=None):
-        self.model, self.optimizer, self.train_set, self.settings = model, optimizer, train_set, settings
-        self.device = next(model.parameters()).device
-        self.dtype = pick_precision(settings.precision, self.device)
-        self.rank, self.world = process_rank(), process_count()
-        self.micro_batch_size = settings.micro_batch_size or settings.batch_size
-        self.skips = torch.zeros((), device=self.device)
-        # fp16 gradients underflow unless the loss is scaled up. The other precisions keep a scale of
-        # 1 and use only the scaler's other half: a step whose gradients are not finite is left out.
-        half = self.dtype == torch.float16
-        self.scaler = torch.amp.GradScaler(self.device.type, init_scale=2.0 ** 16 if half else 1.0)
-        if scale and half:
-            self.scaler.load_state_dict(scale)
-        self.run = model
-        if self.world > 1:
-            self.run = nn.parallel.DistributedDataParallel(self.run, broadcast_buffers=False)
-        if wants_compile(settings, self.device, len(train_set)):
-            self.run = torch.compile(self.run)
-
-    def step(self, number, windows, learning_rate):
-        """Train on `windows` (their indices); return the loss (a tensor, so that nothing waits for it)
-        and whether the step counted: 1, or 0 if the gradient was not finite."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        while True:
-            try:
-                loss = self.backward(number, windows)
-                break
-            except torch.OutOfMemoryError:
-                if self.micro_batch_size == 1 or self.world > 1:
-                    raise
-                self.micro_batch_size = -(-self.micro_batch_size // 2)
-                self.optimizer.zero_grad()
-                torch.cuda.empty_cache()
-                print(f"Out of memory: from here on {self.micro_batch_size} windows at once, their gradients added up; the result stays the same.")
-        self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip or math.inf)
-        self.scaler.step(self.optimizer)
-        self.scaler.update(None if self.dtype == torch.float16 else 1.0)
-        self.optimizer.zero_grad()
-        counts = torch.isfinite(norm).float()
-        self.skips = (self.skips + 1) * (1 - counts)
-        if number % 16 == 0:                                    # asking waits for the device, so ask seldom
-            self.check_skips(number)
-        return torch.where(counts > 0, loss, 0), counts
-
-    def backward(self, number, windows):
-        """Add up the gradients of this process's share of the windows; return its mean loss."""
-        share = windows[self.rank::self.world]
-        weight = len(share) / len(windows) * self.world         # what the average over processes needs
-        share = share if len(share) else windows[:1]            # a process without a window goes through the motions
-        total = torch.zeros((), device=self.device)
-        for i in range(0, len(share), self.micro_batch_size):
-            part = share[i:i + self.micro_batch_size]
-            inputs, targets = (ids.to(self.device, non_blocking=True) for ids in self.train_set.batch(part))
-            # Dropout's random numbers depend on the step alone, not on what happened before it.
-            seed = np.random.SeedSequence([self.settings.seed, number, self.rank, i])
-            torch.manual_seed(int(seed.generate_state(1, np.uint64)[0]))
-            last = i + self.micro_batch_size >= len(share)
-            with contextlib.nullcontext() if last or self.world == 1 else self.run.no_sync():
-                with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                    loss = self.run(inputs, targets) * (len(part) / len(share))
-                self.scaler.scale(loss * weight).backward()
-            total += loss.detach()
-        return total
-
-    def check_skips(self, number):
-        if self.skips >= MOST_SKIPS:
-            raise TrainingError(f"the last {int(self.skips)} steps before step {number} gave no finite gradient; lower learning_rate "
-                                f"(now {self.settings.learning_rate}) or set precision='fp32', and resume from the last checkpoint")
+def sum_over_processes(*values):
+    """Numbers summed over the processes that torchrun started; as they are if there is only this one."""
+    if not torch.distributed.is_initialized():
+        return values
+    total = torch.tensor(values, dtype=torch.float64, device=pick_device())
+    torch.distributed.all_reduce(total)
+    return total.tolist()
 
 
-def wants_compile(settings, device, windows):
-    """Compiling takes a minute; it pays on a GPU that is not too old, in runs of more than a few minutes."""
-    if settings.compile != "auto":
-        return settings.compile == "on"
-    steps = settings.num_epochs * windows / settings.batch_size
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0) and steps > 1000
-
-
-def process_rank():
-    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-
-
-def process_count():
-    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+@torch.no_grad()
+def evaluate_loss(model, ids, context_length, batch_size=8, dtype=torch.float32, rank=0, world=1):
+    """Mean loss in nats over all of `ids` (1-D), each token predicted once, windows side by side.
+    Of several processes, each takes a share of the batches."""
+    device, total, count = next(model.parameters()).device, 0.0, 0
+    starts = list(range(0, len(ids) - context_length, context_length))
+    tail = starts[-1] + context_length if starts else 0
+    batches = [(starts[i:i + batch_size], context_length) for i in range(0, len(starts), batch_size)]
+    batches += [([tail], len(ids) - 1 - tail)] if len(ids) - 1 > tail else []
+    was_training = model.training
+    model.eval()
+    for starts, t in batches[rank::world]:
+        rows = torch.stack([ids[start:start + t + 1] for start in starts]).to(device).long()        # (b, t + 1)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            total += float(model(rows[:, :-1], rows[:, 1:])) * len(starts) * t
+        count += len(starts) * t
+    model.train(was_training)
+    total, count = sum_over_processes(total, count)
+    return total / count
 
 
 @contextlib.contextmanager
@@ -1709,39 +1645,6 @@ def stop_requests():
             signal.signal(number, handler)
 
 
-def agreed(requests):
-    """Has any process been asked to stop? All must stop at the same step."""
-    if process_count() == 1:
-        return bool(requests)
-    flag = torch.tensor(float(bool(requests)), device=pick_device())
-    torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
-    return bool(flag)
-
-
-def mean_over_processes(value):
-    if process_count() > 1:
-        torch.distributed.all_reduce(value)
-    return float(value) / process_count()
-
-
-def record_evaluation(state, train_loss, val_loss, settings, **facts):
-    """Enter an evaluation into the histories and the metrics file; return its record, a dict."""
-    if not math.isfinite(val_loss):
-        raise TrainingError(f"the validation loss at step {state.global_step} is {val_loss}; lower learning_rate (now "
-                            f"{settings.learning_rate}) or set precision='fp32', and resume from the last checkpoint")
-    state.train_losses.append(train_loss)
-    state.val_losses.append(val_loss)
-    state.track_tokens_seen.append(state.tokens_seen)
-    state.evals_since_best = 0 if val_loss < state.best_val_loss else state.evals_since_best + 1
-    state.best_val_loss = min(state.best_val_loss, val_loss)
-    record = {"step": state.global_step, "tokens_seen": state.tokens_seen, "train_loss": train_loss, "val_loss": val_loss,
-              "val_perplexity": math.exp(val_loss), **facts}
-    if process_rank() == 0:
-        with contextlib.suppress(OSError), open(metrics_file(settings), "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-    return record
-
-
 def metrics_file(settings):
     return Path(settings.staging_dir or settings.checkpoint_dir) / "metrics.jsonl"
 
@@ -1755,76 +1658,187 @@ def trim_metrics(settings, step):
     path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
 
+class Training:
+    """One training: its step, its loop, and all that these need. See `train_model`."""
+
+    def __init__(self, model, optimizer, corpus, tokenizer, settings, state, keeper, view):
+        self.model, self.optimizer, self.corpus, self.tokenizer = model, optimizer, corpus, tokenizer
+        self.settings, self.state, self.keeper, self.view = settings, state, keeper, view
+        self.device = next(model.parameters()).device
+        self.dtype = pick_precision(settings.precision, self.device)
+        distributed = torch.distributed.is_initialized()
+        self.rank = torch.distributed.get_rank() if distributed else 0
+        self.world = torch.distributed.get_world_size() if distributed else 1
+        self.context = model.config["context_length"]
+        self.train_set = GPTDataset(corpus.train_ids, None, self.context, self.context)
+        self.steps_per_epoch = -(-len(self.train_set) // settings.batch_size)
+        self.total_steps = settings.num_epochs * self.steps_per_epoch
+        self.micro_batch_size = settings.micro_batch_size or settings.batch_size
+        # fp16 gradients underflow unless the loss is scaled up. The other precisions keep a scale of
+        # 1 and use only the scaler's other half: a step whose gradients are not finite is left out.
+        half = self.dtype == torch.float16
+        self.scaler = torch.amp.GradScaler(self.device.type, init_scale=2.0 ** 16 if half else 1.0)
+        if half and state.scaler:
+            self.scaler.load_state_dict(state.scaler)
+        self.sums = torch.tensor(state.sums, dtype=torch.float64, device=self.device)   # losses, steps since an evaluation
+        self.skips = torch.zeros((), device=self.device)
+        self.best_weights = None
+        self.run = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False) if distributed else model
+        # Compiling takes a minute or two: it pays on a GPU that is not too old, in a run of many steps.
+        worth_it = self.device.type == "cuda" and torch.cuda.get_device_capability() >= (7, 0) and self.total_steps > 1000
+        if settings.compile == "on" or (settings.compile == "auto" and worth_it):
+            self.run = torch.compile(self.run)
+
+    def step(self):
+        """Train on the next windows: gradients, clipping, AdamW. Nothing here waits for the device."""
+        number, settings = self.state.global_step, self.settings
+        epoch, position = divmod(number, self.steps_per_epoch)
+        order = epoch_order(settings.seed, epoch, len(self.train_set))
+        windows = order[position * settings.batch_size:(position + 1) * settings.batch_size]
+        self.learning_rate = learning_rate_at(number, self.total_steps, settings)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate
+        loss = self.backward_within_memory(number, windows)
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), settings.grad_clip or math.inf)
+        self.scaler.step(self.optimizer)
+        self.scaler.update(None if self.dtype == torch.float16 else 1.0)
+        self.optimizer.zero_grad()
+        finite = torch.isfinite(norm)
+        self.sums += torch.stack([torch.where(finite, loss, 0), finite]).double()
+        self.skips = torch.where(finite, 0, self.skips + 1)
+        self.state.global_step += 1
+        self.state.tokens_seen += len(windows) * self.context
+        if number % 16 == 0:                                    # asking waits for the device, so ask seldom
+            self.give_up_after_skips()
+
+    def backward_within_memory(self, number, windows):
+        """`backward`, with fewer windows at once if the device's memory does not suffice."""
+        while True:
+            try:
+                return self.backward(number, windows)
+            except torch.OutOfMemoryError:
+                if self.micro_batch_size == 1 or self.world > 1:
+                    raise TrainingError(f"out of memory with {self.micro_batch_size} windows at once; lower micro_batch_size, "
+                                        f"context_length or the model's size") from None
+                self.micro_batch_size = -(-self.micro_batch_size // 2)
+                self.optimizer.zero_grad()
+                print(f"Out of memory: from here on {self.micro_batch_size} windows at once, their gradients added up; "
+                      f"the result stays the same.")
+
+    def backward(self, number, windows):
+        """Add up the gradients of this process's share of the windows; return its part of their mean loss."""
+        share, total = windows[self.rank::self.world], 0
+        weight = self.world / len(windows) if len(share) else 0.0   # DDP averages gradients over the processes
+        share = share if len(share) else windows[:1]                # without a window of its own: go through the motions
+        for start in range(0, len(share), self.micro_batch_size):
+            part = share[start:start + self.micro_batch_size]
+            inputs, targets = (ids.to(self.device) for ids in self.train_set.batch(part))           # (b, t) each
+            # Dropout's random numbers depend on the step alone, not on what happened before it.
+            seed = np.random.SeedSequence([self.settings.seed, number, self.rank, start])
+            torch.manual_seed(int(seed.generate_state(1, np.uint64)[0]))
+            more = self.world > 1 and start + self.micro_batch_size < len(share)
+            with self.run.no_sync() if more else contextlib.nullcontext():
+                with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                    loss = self.run(inputs, targets) * (len(part) * weight)
+                self.scaler.scale(loss).backward()
+            total = total + loss.detach() / self.world
+        return total
+
+    def give_up_after_skips(self):
+        if self.skips >= MOST_SKIPS:
+            raise TrainingError(f"the last {int(self.skips)} steps before step {self.state.global_step} gave no finite gradient; lower "
+                                f"learning_rate (now {self.settings.learning_rate}) or set precision='fp32', and resume")
+
+    def evaluate(self, speed, seconds_left):
+        """Measure the validation loss, enter it into the histories and the metrics file, and show it."""
+        self.give_up_after_skips()
+        state = self.state
+        val_loss = evaluate_loss(self.run, self.corpus.val_ids, self.context, self.micro_batch_size, self.dtype, self.rank, self.world)
+        if not math.isfinite(val_loss):
+            raise TrainingError(f"the validation loss at step {state.global_step} is {val_loss}; lower learning_rate (now "
+                                f"{self.settings.learning_rate}) or set precision='fp32', and resume from the last checkpoint")
+        losses, _ = sum_over_processes(*self.sums.tolist())
+        train_loss = losses / max(1.0, float(self.sums[1]))
+        self.sums.zero_()
+        state.train_losses.append(train_loss)
+        state.val_losses.append(val_loss)
+        state.track_tokens_seen.append(state.tokens_seen)
+        state.evals_since_best = 0 if val_loss < state.best_val_loss else state.evals_since_best + 1
+        if state.evals_since_best == 0:
+            state.best_val_loss = val_loss
+            self.best_weights = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
+        record = {"step": state.global_step, "epoch": state.global_step / self.steps_per_epoch, "tokens_seen": state.tokens_seen,
+                  "train_loss": train_loss, "val_loss": val_loss, "val_perplexity": math.exp(val_loss),
+                  "learning_rate": self.learning_rate, "tokens_per_second": speed, "seconds": state.seconds, "seconds_left": seconds_left}
+        if self.rank == 0:
+            with contextlib.suppress(OSError), open(metrics_file(self.settings), "a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+            self.view.evaluated(record, state)
+
+    def save(self):
+        """Write the state into the next slot, and the best weights, if they are new, beside it."""
+        state = self.state
+        state.sums, state.scaler = self.sums.tolist(), self.scaler.state_dict()
+        if self.rank > 0 or self.keeper is None:
+            return
+        progress = ((state.global_step - 1) // self.steps_per_epoch, state.global_step, state.train_losses, state.val_losses,
+                    state.track_tokens_seen, state.tokens_seen)
+        facts = dict(settings=asdict(self.settings), corpus=self.corpus.fingerprint, tokenizer=tokenizer_name(self.tokenizer),
+                     state=asdict(state), random_states={"torch": torch.get_rng_state().tolist()}, best_val_loss=state.best_val_loss)
+        if self.best_weights and self.keeper.save(self.model, None, *progress, best=True, weights=self.best_weights, **facts):
+            self.best_weights = None
+        self.keeper.save(self.model, self.optimizer, *progress, **facts)
+
+    def loop(self):
+        """Step, evaluate, tell, save, until the epochs are over, or patience, or until asked to stop."""
+        settings, state, clock = self.settings, self.state, time.monotonic
+        last_step = min(self.total_steps, settings.max_steps or self.total_steps)
+        evaluate_every = max(1, self.steps_per_epoch // settings.evals_per_epoch)
+        started = saved = paced = clock()
+        first_step, tokens_before, seconds_before = state.global_step, state.tokens_seen, state.seconds
+        self.model.train()
+        with stop_requests() as stop:
+            while state.global_step < last_step and state.evals_since_best < (settings.patience or math.inf):
+                self.step()
+                epoch_ends = state.global_step % self.steps_per_epoch == 0
+                if epoch_ends or state.global_step % evaluate_every == 0:
+                    speed = (state.tokens_seen - tokens_before) / (clock() - paced)
+                    state.seconds = seconds_before + clock() - started
+                    pace = (clock() - started) / (state.global_step - first_step)
+                    self.evaluate(speed, pace * (last_step - state.global_step))
+                    paced, tokens_before = clock(), state.tokens_seen
+                if epoch_ends and settings.sample_tokens and self.rank == 0:
+                    self.view.sample("".join(stream_story(self.model, self.tokenizer, max_new_tokens=settings.sample_tokens, seed=settings.seed)))
+                if epoch_ends or clock() - saved > 60 * settings.save_every_minutes:
+                    self.save()
+                    saved = clock()
+                if self.rank == 0:
+                    self.view.stepped(state)
+                if sum_over_processes(len(stop))[0]:            # all processes stop at the same step
+                    break
+            if state.global_step > first_step and state.global_step % self.steps_per_epoch:
+                self.save()
+        if signal.SIGTERM in stop:
+            sys.exit(128 + signal.SIGTERM)
+
+
 def train_model(model, optimizer, corpus, tokenizer, settings, state=None, keeper=None, view=None):
     """The training loop: returns (train_losses, val_losses, track_tokens_seen), one entry per evaluation.
 
     state: where to go on (None: at the beginning). keeper: saves at each epoch's end, by the clock,
     and when asked to stop. view: shows progress. Raises TrainingError if the loss is no longer a number.
     """
-    state = state or TrainingState()
-    context = model.config["context_length"]
-    train_set = GPTDataset(corpus.train_ids, None, context, context)
-    steps_per_epoch = -(-len(train_set) // settings.batch_size)
-    total_steps = settings.num_epochs * steps_per_epoch
-    last_step = min(total_steps, settings.max_steps or total_steps)
-    evaluate_every = max(1, steps_per_epoch // settings.evals_per_epoch)
-    trainer = Trainer(model, optimizer, train_set, settings, state.scale)
-    sums = torch.tensor(state.interval, dtype=torch.float64, device=trainer.device)     # of losses, of steps
-    best_weights = None
-    trim_metrics(settings, state.global_step)
-    view = view or pick_view()
-    view.start(state, total_steps)
-    started = clock = saved_at = time.monotonic()
-    tokens_at, first_step, seconds_before = state.tokens_seen, state.global_step, state.seconds
-
-    def save():
-        nonlocal best_weights, saved_at
-        state.interval, state.scale = sums.tolist(), trainer.scaler.state_dict()
-        facts = dict(settings=asdict(settings), corpus=corpus.fingerprint, tokenizer=tokenizer_name(tokenizer), state=asdict(state),
-                     random_states={"torch": torch.get_rng_state().tolist()}, best_val_loss=state.best_val_loss)
-        progress = ((state.global_step - 1) // steps_per_epoch, state.global_step, state.train_losses, state.val_losses,
-                    state.track_tokens_seen, state.tokens_seen)
-        if keeper and best_weights and keeper.save(model, None, *progress, best=True, weights=best_weights, **facts):
-            best_weights = None
-        if keeper:
-            keeper.save(model, optimizer, *progress, **facts)
-        saved_at = time.monotonic()
-
-    with stop_requests() as stop:
-        model.train()
-        while state.global_step < last_step and state.evals_since_best < (settings.patience or math.inf) and not agreed(stop):
-            epoch, position = divmod(state.global_step, steps_per_epoch)
-            windows = epoch_order(settings.seed, epoch, len(train_set))[position * settings.batch_size:][:settings.batch_size]
-            rate = learning_rate_at(state.global_step, total_steps, settings)
-            sums += torch.stack(trainer.step(state.global_step, windows, rate))
-            state.global_step += 1
-            state.tokens_seen += len(windows) * context
-            epoch_ends = state.global_step % steps_per_epoch == 0
-            if epoch_ends or state.global_step % evaluate_every == 0:
-                trainer.check_skips(state.global_step)
-                now = time.monotonic()
-                speed, state.seconds = (state.tokens_seen - tokens_at) / (now - clock), seconds_before + now - started
-                left = (last_step - state.global_step) * (now - started) / (state.global_step - first_step)
-                val_loss = evaluate_loss(trainer.run, corpus.val_ids, context, trainer.micro_batch_size, trainer.dtype)
-                train_loss = mean_over_processes(sums[0] / sums[1].clamp(min=1))
-                record = record_evaluation(state, train_loss, val_loss, settings, epoch=state.global_step / steps_per_epoch,
-                                           learning_rate=rate, tokens_per_second=speed, seconds=state.seconds, seconds_left=left)
-                sums.zero_()
-                if state.evals_since_best == 0 and process_rank() == 0:
-                    best_weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-                view.evaluated(record, state)
-                clock, tokens_at = time.monotonic(), state.tokens_seen
-            if epoch_ends and settings.sample_tokens and process_rank() == 0:
-                view.sample("".join(stream_story(model, tokenizer, max_new_tokens=settings.sample_tokens, seed=settings.seed)))
-            if epoch_ends or time.monotonic() - saved_at > 60 * settings.save_every_minutes:
-                save()
-            view.stepped(state)
-        if state.global_step > first_step and state.global_step % steps_per_epoch:
-            save()
-    view.finish(state, total_steps)
-    if signal.SIGTERM in stop:
-        sys.exit(128 + signal.SIGTERM)
-    return state.train_losses, state.val_losses, state.track_tokens_seen
+    training = Training(model, optimizer, corpus, tokenizer, settings, state or TrainingState(), keeper, view or pick_view())
+    trim_metrics(settings, training.state.global_step)
+    if training.rank == 0:
+        training.view.start(training.state, training.total_steps)
+    try:
+        training.loop()
+    finally:
+        if training.rank == 0:
+            training.view.finish(training.state, training.total_steps)
+    return training.state.train_losses, training.state.val_losses, training.state.track_tokens_seen
 
 
 def describe(record):
@@ -1839,21 +1853,20 @@ class TerminalView:
 
     def start(self, state, total_steps):
         from tqdm import tqdm
-        self.bar = tqdm(total=total_steps, initial=state.global_step, unit="step", disable=process_rank() > 0, mininterval=1)
+        self.bar = tqdm(total=total_steps, initial=state.global_step, unit="step", mininterval=1)
 
     def stepped(self, state):
         self.bar.update(state.global_step - self.bar.n)
 
     def evaluated(self, record, state):
-        if process_rank() == 0:
-            self.bar.write(describe(record))
+        self.bar.write(describe(record))
 
     def sample(self, text):
         self.bar.write("\n" + textwrap.indent(text.strip(), "    ") + "\n")
 
     def finish(self, state, total_steps):
         self.bar.close()
-        if state.global_step < total_steps and process_rank() == 0:
+        if state.global_step < total_steps:
             print(f"Stopped at step {state.global_step:,} of {total_steps:,}, and saved; start again to go on from here.")
 
 
@@ -1991,7 +2004,7 @@ def run_training(settings, checkpoint=None, path=None):
     device = pick_device(settings.device)
     tokenizer = get_tokenizer(settings.config["vocab_size"])
     with process_group(), contextlib.ExitStack() as stack:
-        first = process_rank() == 0
+        first = (not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0)
         corpus = load_corpus(settings.data_path, tokenizer, settings.validation_fraction, settings.seed)
         torch.manual_seed(settings.seed)
         model = GPTModel(settings.config).to(device)
@@ -2038,6 +2051,83 @@ def tell_plan(model, corpus, settings, device, state, path):
 # ============================================================================================
 # Measuring stories
 # ============================================================================================
+
+def ngrams(text, n):
+    """All runs of n words (split at white space) of `text`, in order."""
+    words = text.split()
+    return [tuple(words[i:i + n]) for i in range(len(words) - n + 1)]
+
+
+def name_persistence(prose):
+    """How far through a story its first-named character stays: the place of the last mention, 0..1.
+
+    A name here is a capitalised word that stands inside a sentence at least twice. None without one.
+    """
+    words = prose.split()
+    bare = [re.sub(r"['’]s$|\W", "", word) for word in words]
+    inside = [word for before, word in zip(words, bare[1:]) if re.match(r"[A-Z][a-z]+$", word) and not re.search(r"[.!?\"”:]$", before)]
+    names = [name for name in dict.fromkeys(inside) if inside.count(name) > 1]
+    return (len(bare) - bare[::-1].index(names[0])) / len(bare) if names else None
+
+
+def measure_stories(stories, training_text=""):
+    """Figures over told stories, each a text from <|start|> on → a dict.
+
+    ended: share that reached <|end|> by themselves. titled: share with a title. distinct_titles,
+    distinct_openings (first five words): counts. repeated_4grams: in a story, 1 - distinct / all runs
+    of four words; median and worst. verbatim_8grams: share of all runs of eight words that stand so in
+    `training_text`. verbatim_stories: how many stand in it whole. names_last: median of `name_persistence`.
+    """
+    parts = [split_story(text) for text in stories]
+    repeated = [1 - len(set(runs)) / len(runs) for _, prose in parts if (runs := ngrams(prose, 4))]
+    known = set(ngrams(remove_markers(training_text), 8))
+    eights = [run for _, prose in parts for run in ngrams(prose, 8)]
+    flat = " ".join(remove_markers(training_text).split())
+    lasting = [last for _, prose in parts if (last := name_persistence(prose)) is not None]
+    return {"stories": len(stories), "ended": sum(END in text for text in stories) / len(stories),
+            "titled": sum(bool(title) for title, _ in parts) / len(stories),
+            "distinct_titles": len({title for title, _ in parts if title}),
+            "distinct_openings": len({tuple(prose.split()[:5]) for _, prose in parts}),
+            "repeated_4grams_median": float(np.median(repeated or [0])), "repeated_4grams_worst": max(repeated, default=0.0),
+            "verbatim_8grams": sum(run in known for run in eights) / max(1, len(eights)),
+            "verbatim_stories": sum(" ".join(prose.split()) in flat for _, prose in parts if prose),
+            "names_last": float(np.median(lasting or [0]))}
+
+
+def tell_many(model, tokenizer, count, max_new_tokens=400, temperature=0.8, top_k=None, seed=0, **sampling):
+    """`count` stories told in one batch, each with <|end|> if it came to one → a list of str."""
+    opening = torch.tensor([story_opening(tokenizer)] * count, device=model.tok_emb.weight.device)
+    rows = generate(model, opening, max_new_tokens, model.config["context_length"], temperature, top_k,
+                    eos_sequence=encode(END, tokenizer), seed=seed, **sampling)
+    texts = [tokenizer.decode(row) for row in rows.tolist()]
+    return [text[:text.find(END) + len(END)] if END in text else text for text in texts]
+
+
+def evaluate(checkpoint=DEFAULT_CHECKPOINTS, data_path=None, stories=20, max_new_tokens=400, temperature=0.8, top_k=None, seed=0,
+             output=None, which="newest"):
+    """How good is a checkpoint? → a dict, printed as a table and, if `output` is a path, written there as JSON.
+
+    val_loss (nats per token over the whole validation set), perplexity (its exponential), bits_per_byte
+    (the loss per byte of text: comparable between tokenizers), and `measure_stories` of fresh stories.
+    The split is the one the checkpoint was trained with; data_path defaults to its corpus.
+    """
+    model, tokenizer, about = load_storyteller(checkpoint, pick_device(), which)
+    saved = about.get("settings") or {}
+    data_path = data_path or saved.get("data_path", DEFAULT_CORPUS)
+    corpus = load_corpus(data_path, tokenizer, saved.get("validation_fraction", 0.1), saved.get("seed", 0))
+    val_loss = evaluate_loss(model, corpus.val_ids, model.config["context_length"])
+    val_bytes = len(tokenizer.decode_bytes(corpus.val_ids.tolist()))
+    told = tell_many(model, tokenizer, stories, max_new_tokens, temperature, top_k, seed)
+    figures = {"checkpoint": about["path"].name, "step": about["global_step"], "parameters": model.parameter_count(),
+               "val_loss": val_loss, "perplexity": math.exp(val_loss),
+               "bits_per_byte": val_loss * (len(corpus.val_ids) - 1) / math.log(2) / val_bytes,
+               **measure_stories(told, tokenizer.decode(corpus.train_ids.tolist()))}
+    for name, value in figures.items():
+        print(f"{name:24}{value:12.3f}" if isinstance(value, float) else f"{name:24}{value:>12}")
+    if output:
+        Path(output).write_text(json.dumps({**figures, "told": told}, indent=1, ensure_ascii=False), encoding="utf-8")
+    return figures
+
 
 # ============================================================================================
 # Notebook pages
@@ -2138,7 +2228,7 @@ def parse_value(text):
 
 
 def main(arguments=None):
-    """python golpo_utils.py train | generate: the notebooks' functions, without a notebook."""
+    """python golpo_utils.py train | generate | evaluate: the notebooks' functions, without a notebook."""
     import argparse
     parser = argparse.ArgumentParser(description="Train a storyteller, and let it tell.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -2146,14 +2236,19 @@ def main(arguments=None):
     train.add_argument("--preset", choices=list(PRESETS), help="a model with its settings (default: by the machine)")
     train.add_argument("--fresh", action="store_true", help="start fresh even if there is a checkpoint")
     add_setting_flags(train)
-    tell = commands.add_parser("generate", help="tell stories")
+    tell = commands.add_parser("generate", help="tell a story")
     tell.add_argument("--checkpoint", default=str(DEFAULT_CHECKPOINTS), help="a file, or a folder whose newest is taken")
-    tell.add_argument("--prompt", default="")
+    tell.add_argument("--prompt", default="", help="opening words")
     tell.add_argument("--title")
-    tell.add_argument("--max-new-tokens", type=int, default=400)
-    tell.add_argument("--temperature", type=float, default=0.8)
-    tell.add_argument("--top-k", type=int)
-    tell.add_argument("--seed", type=int)
+    for name, kind in (("max-new-tokens", int), ("temperature", float), ("top-k", int), ("top-p", float), ("min-p", float),
+                       ("repetition-penalty", float), ("seed", int)):
+        tell.add_argument("--" + name, type=kind, default=argparse.SUPPRESS)
+    judge = commands.add_parser("evaluate", help="measure a checkpoint, and stories that it tells")
+    judge.add_argument("--checkpoint", default=str(DEFAULT_CHECKPOINTS), help="a file, or a folder whose newest is taken")
+    judge.add_argument("--data-path")
+    judge.add_argument("--output", help="where to write the figures as JSON")
+    for name, kind in (("stories", int), ("max-new-tokens", int), ("temperature", float), ("top-k", int), ("seed", int)):
+        judge.add_argument("--" + name, type=kind, default=argparse.SUPPRESS)
     given = vars(parser.parse_args(arguments))
     command = given.pop("command")
     try:
@@ -2161,8 +2256,10 @@ def main(arguments=None):
             preset, fresh = given.pop("preset"), given.pop("fresh")
             settings = {name: value for name, value in given.items() if value is not None}
             train_or_resume(fresh, **{**(PRESETS[preset] if preset else {}), **settings})
+        elif command == "evaluate":
+            evaluate(**given)
         else:
-            model, tokenizer, _ = load_storyteller(given.pop("checkpoint"))
+            model, tokenizer, _ = load_storyteller(given.pop("checkpoint"), pick_device())
             for piece in stream_story(model, tokenizer, **given):
                 print(piece, end="", flush=True)
             print()
