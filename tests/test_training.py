@@ -1,0 +1,160 @@
+"""Training: each part against PyTorch or an independent recomputation, and several processes against one."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import golpo_utils as golpo
+
+CONFIG = {"vocab_size": 300, "context_length": 16, "emb_dim": 16, "n_heads": 2, "n_layers": 1, "drop_rate": 0.0, "qkv_bias": False}
+PROJECT = Path(golpo.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def corpus_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("corpus") / "stories.txt"
+    story = "<|start|>\n<|title|>Day {0}</|title|>\n\nOn day {0} the fox went to the river and saw {1} fish.\n<|end|>\n"
+    path.write_text("".join(story.format(i, i * i) for i in range(60)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def settings(corpus_file, tmp_path):
+    return dict(config=CONFIG, data_path=corpus_file, checkpoint_dir=tmp_path / "checkpoints", num_epochs=2, batch_size=8,
+                precision="fp32", device="cpu", sample_tokens=0, seed=7)
+
+
+def weights_after(folder):
+    return torch.load(Path(folder) / golpo.newest_checkpoint(folder)[0].name, weights_only=True)["model_state_dict"]
+
+
+def test_a_training_equals_a_plain_pytorch_loop(settings, corpus_file):
+    """Same windows, rates and groups, but torch's own cross-entropy, AdamW and clipping, unscaled and in one piece."""
+    golpo.start_fresh_training(**settings, max_steps=12)
+    one = golpo.make_settings(settings)
+    ids = golpo.load_corpus(corpus_file, golpo.get_tokenizer(300), one.validation_fraction, one.seed).train_ids.long()
+    torch.manual_seed(one.seed)
+    model = golpo.GPTModel(CONFIG)
+    decayed = [p for name, p in model.named_parameters() if p.dim() == 2 and "emb" not in name and "out_head" not in name]
+    others = [p for p in model.parameters() if not any(p is d for d in decayed)]
+    optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": one.weight_decay}, {"params": others, "weight_decay": 0}],
+                                  betas=(0.9, one.beta2))
+    windows = (len(ids) - 1) // 16
+    steps_per_epoch = math.ceil(windows / 8)
+    warmup = max(1, round(one.warmup * 2 * steps_per_epoch))
+    for step in range(12):
+        epoch, position = divmod(step, steps_per_epoch)
+        chosen = np.random.default_rng([7, epoch]).permutation(windows)[position * 8:position * 8 + 8]
+        rows = torch.stack([ids[16 * i:16 * i + 17] for i in chosen])
+        progress = (step - warmup) / (2 * steps_per_epoch - warmup)
+        share = (step + 1) / warmup if step < warmup else 0.1 + 0.9 * (1 + math.cos(math.pi * progress)) / 2
+        for group in optimizer.param_groups:
+            group["lr"] = one.learning_rate * share
+        optimizer.zero_grad()
+        F.cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), one.grad_clip)
+        optimizer.step()
+    for name, tensor in weights_after(settings["checkpoint_dir"]).items():
+        torch.testing.assert_close(tensor, model.state_dict()[name], atol=2e-6, rtol=1e-4, msg=name)
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(settings, tmp_path):
+    golpo.start_fresh_training(**settings, max_steps=10)
+    small = {**settings, "checkpoint_dir": tmp_path / "small", "micro_batch_size": 3}
+    golpo.start_fresh_training(**small, max_steps=10)
+    whole = weights_after(settings["checkpoint_dir"])
+    for name, tensor in weights_after(small["checkpoint_dir"]).items():
+        torch.testing.assert_close(tensor, whole[name], atol=1e-6, rtol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("length", [2, 10, 17, 33, 200])
+def test_validation_covers_every_token_once(length):
+    torch.manual_seed(0)
+    model = golpo.GPTModel(CONFIG)
+    ids = torch.randint(0, 300, (length,))
+    losses = []
+    for start in range(0, length - 1, 16):
+        piece = ids[start:start + 17]
+        losses += F.cross_entropy(model(piece[None, :-1])[0], piece[1:], reduction="none").tolist()
+    assert len(losses) == length - 1
+    assert golpo.evaluate_loss(model, ids, 16, batch_size=3) == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+
+
+def test_decay_falls_on_matrices_only():
+    model = golpo.GPTModel({**CONFIG, "qkv_bias": True})
+    decayed, spared = golpo.make_optimizer(model, golpo.make_settings({"config": CONFIG, "weight_decay": 0.3})).param_groups
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert decayed["weight_decay"] == 0.3 and spared["weight_decay"] == 0
+    assert all(name.split(".")[-2] in ("W_query", "W_key", "W_value", "out_proj", "0", "2") and name.endswith("weight")
+               for name in (names[id(p)] for p in decayed["params"]))
+    assert len(decayed["params"]) == 6 and len(decayed["params"]) + len(spared["params"]) == len(names)
+
+
+def test_the_model_learns_and_the_metrics_file_tells(settings):
+    train_losses, val_losses, tokens_seen = golpo.start_fresh_training(**{**settings, "num_epochs": 6, "learning_rate": 3e-2})
+    assert len(train_losses) == len(val_losses) == len(tokens_seen)
+    assert val_losses[-1] < 0.6 * math.log(300)
+    lines = [json.loads(line) for line in (settings["checkpoint_dir"] / "metrics.jsonl").read_text().splitlines()]
+    assert [line["val_loss"] for line in lines] == val_losses
+    assert lines[-1]["tokens_seen"] == tokens_seen[-1] and lines[-1]["val_perplexity"] == pytest.approx(math.exp(val_losses[-1]))
+
+
+def test_patience_stops_a_training_that_no_longer_gets_better(settings):
+    impatient = {**settings, "num_epochs": 50, "learning_rate": 0.0, "weight_decay": 0.0, "patience": 3}
+    assert len(golpo.start_fresh_training(**impatient)[1]) == 4
+
+
+def test_unknown_and_impossible_settings_are_named():
+    for wrong, words in (({"lerning_rate": 1}, "lerning_rate"), ({"num_epochs": 0}, "num_epochs is 0"),
+                         ({"batch_size": 2.5}, "batch_size is 2.5"), ({"precision": "fp8"}, "precision is 'fp8'"),
+                         ({"learning_rate": float("nan")}, "learning_rate is nan"), ({"warmup": 2}, "warmup is 2")):
+        with pytest.raises(ValueError, match=words):
+            golpo.start_fresh_training(**wrong)
+
+
+def run_command(*arguments, processes=1):
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *launcher, str(PROJECT / "golpo_utils.py"), *map(str, arguments)],
+                          capture_output=True, text=True, timeout=240, env=environment)
+
+
+def flags(settings, **more):
+    return [part for name, value in {**settings, **more}.items()
+            for part in ("--" + name.replace("_", "-"), json.dumps(value) if isinstance(value, dict) else value)]
+
+
+def test_two_processes_do_what_one_does_and_can_hand_over(settings, tmp_path):
+    """20 steps: by one process; by two; and 10 by two, then 10 by one."""
+    folders = {name: tmp_path / name for name in ("one", "two", "mixed")}
+    golpo.start_fresh_training(**{**settings, "checkpoint_dir": folders["one"], "num_epochs": 3}, max_steps=20)
+    plans = (("two", 2, 20), ("mixed", 2, 10), ("mixed", 1, 20))
+    for name, processes, steps in plans:
+        done = run_command("train", *flags({**settings, "checkpoint_dir": folders[name], "num_epochs": 3}, max_steps=steps), processes=processes)
+        assert done.returncode == 0, done.stderr[-2000:]
+    alone = weights_after(folders["one"])
+    for name in ("two", "mixed"):
+        for key, tensor in weights_after(folders[name]).items():
+            torch.testing.assert_close(tensor, alone[key], atol=1e-5, rtol=1e-5, msg=f"{name}: {key}")
+
+
+def test_the_command_line_trains_resumes_tells_and_measures(settings, tmp_path):
+    first = run_command("train", *flags(settings, max_steps=3))
+    assert "Starting fresh." in first.stdout, first.stderr[-2000:]
+    second = run_command("train", *flags(settings))
+    assert "Going on from checkpoint_" in second.stdout, second.stderr[-2000:]
+    told = run_command("generate", "--checkpoint", settings["checkpoint_dir"], "--max-new-tokens", 20, "--seed", 1)
+    assert told.returncode == 0 and told.stdout.strip()
+    figures = tmp_path / "figures.json"
+    run_command("evaluate", "--checkpoint", settings["checkpoint_dir"], "--stories", 3, "--max-new-tokens", 30, "--output", figures)
+    assert json.loads(figures.read_text())["stories"] == 3
+    wrong = run_command("generate", "--checkpoint", tmp_path / "nowhere")
+    assert wrong.returncode == 1 and "Traceback" not in wrong.stderr and "nowhere" in wrong.stderr
