@@ -18,12 +18,16 @@ Shapes in comments: b stories in a batch, t tokens, d embedding size, h heads, v
 
 from __future__ import annotations
 
+import asyncio
 import codecs
 import contextlib
+import copy
+import errno
 import functools
 import hashlib
 import html
 import importlib.util
+import io
 import itertools
 import json
 import math
@@ -36,7 +40,9 @@ import tempfile
 import textwrap
 import threading
 import time
+import urllib.parse
 import warnings
+import zipfile
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -67,30 +73,22 @@ GPT_CONFIG_124M = {
     "val_dim": 768,           # width of values, all heads together
 }
 
-# A model that two CPU cores train in minutes. Its vocabulary is GPT-2's first 3,835 merges: with
-# 50,000, nine tenths of a small model's work would go into scoring tokens that hardly ever occur.
-GPT_CONFIG_LAPTOP = {
-    "vocab_size": 4096, "context_length": 256, "emb_dim": 192, "n_heads": 6, "n_layers": 4,
-    "drop_rate": 0.0, "qkv_bias": False,
-}
+# Two CPU cores train it in minutes. Its vocabulary is GPT-2's first 3,835 merges: with 50,000, nine
+# tenths of a small model's work would go into scoring tokens that hardly ever occur.
+GPT_CONFIG_LAPTOP = dict(vocab_size=4096, context_length=256, emb_dim=192, n_heads=6, n_layers=4,
+                         drop_rate=0.0, qkv_bias=False)
 
 # The recommendation for a free Colab T4 and a few million tokens of stories.
-GPT_CONFIG_T4 = {
-    "vocab_size": 50261, "context_length": 512, "emb_dim": 512, "n_heads": 8, "n_layers": 8,
-    "drop_rate": 0.2, "qkv_bias": False,
-}
+GPT_CONFIG_T4 = dict(vocab_size=50261, context_length=512, emb_dim=512, n_heads=8, n_layers=8,
+                     drop_rate=0.2, qkv_bias=False)
 
 # GPT-2 medium's shape, for those who bring more text and a larger GPU.
-GPT_CONFIG_350M = {
-    "vocab_size": 50261, "context_length": 1024, "emb_dim": 1024, "n_heads": 16, "n_layers": 24,
-    "drop_rate": 0.1, "qkv_bias": False,
-}
+GPT_CONFIG_350M = dict(vocab_size=50261, context_length=1024, emb_dim=1024, n_heads=16, n_layers=24,
+                       drop_rate=0.1, qkv_bias=False)
 
 # OpenAI's GPT-2 small, to start from its published weights (`load_gpt2_weights`).
-GPT_CONFIG_GPT2 = {
-    "vocab_size": 50261, "context_length": 1024, "emb_dim": 768, "n_heads": 12, "n_layers": 12,
-    "drop_rate": 0.1, "qkv_bias": True,
-}
+GPT_CONFIG_GPT2 = dict(vocab_size=50261, context_length=1024, emb_dim=768, n_heads=12, n_layers=12,
+                       drop_rate=0.1, qkv_bias=True)
 
 REQUIRED_KEYS = ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers", "drop_rate", "qkv_bias")
 OPTIONAL_KEYS = {
@@ -102,33 +100,28 @@ OPTIONAL_KEYS = {
 
 
 def check_config(config):
-    """Return `config` with its optional keys filled in.
-
-    Raises ValueError that names the key and the value: a key missing or unknown, a size that is
-    not a positive whole number, heads that do not divide a width, a rate outside 0..1.
-    """
+    """`config` with its optional keys filled in. Raises ValueError that names the key and the value:
+    a key missing or unknown, a size not positive, a width not divisible by n_heads, a rate outside 0..1."""
+    full = {**config, **{key: config.get(key, default) for key, default in OPTIONAL_KEYS.items()}}
     for key in REQUIRED_KEYS:
-        if key not in config:
+        if key not in full:
             raise ValueError(f"the model's config lacks {key!r}; it needs {', '.join(REQUIRED_KEYS)}")
-    for key, value in config.items():
-        if key not in REQUIRED_KEYS and key not in OPTIONAL_KEYS:
+    for key, value in full.items():
+        if key in ("key_dim", "val_dim") and value is None:
+            full[key] = value = full["emb_dim"]
+        if key in ("qkv_bias", "tie_embeddings"):
+            if not isinstance(value, bool):
+                raise ValueError(f"the config's {key!r} is {value!r}; it must be True or False")
+        elif key == "drop_rate" or key == "init_std" and value is not None:
+            check_number(f"the config's {key!r}", value, 0, 1)
+        elif key in REQUIRED_KEYS or key in ("key_dim", "val_dim"):
+            check_number(f"the config's {key!r}", value, 1, whole=True)
+        elif key not in OPTIONAL_KEYS:
             raise ValueError(f"the model's config has an unknown key {key!r} (value {value!r}); "
                              f"the known ones are {', '.join([*REQUIRED_KEYS, *OPTIONAL_KEYS])}")
-    full = {**OPTIONAL_KEYS, **config}
-    for key in ("key_dim", "val_dim"):
-        full[key] = full["emb_dim"] if full[key] is None else full[key]
-    for key in ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers", "key_dim", "val_dim"):
-        check_number(f"the config's {key!r}", full[key], 1, whole=True)
     for key in ("emb_dim", "key_dim", "val_dim"):
         if full[key] % full["n_heads"]:
-            raise ValueError(f"the config's {key!r} = {full[key]} can't be divided among 'n_heads' = "
-                             f"{full['n_heads']}; choose a multiple of {full['n_heads']}")
-    check_number("the config's 'drop_rate'", full["drop_rate"], 0, 1)
-    for key in ("qkv_bias", "tie_embeddings"):
-        if not isinstance(full[key], bool):
-            raise ValueError(f"the config's {key!r} is {full[key]!r}; it must be True or False")
-    if full["init_std"] is not None:
-        check_number("the config's 'init_std'", full["init_std"], 0)
+            raise ValueError(f"the config's {key!r} = {full[key]} can't be divided among 'n_heads' = {full['n_heads']}")
     return full
 
 
@@ -182,12 +175,10 @@ class Dropout(Block):
         self.p = p
 
     def definition(self, x):
-        if not self.training or self.p == 0:
+        if not self.training:
             return x
-        if self.p == 1:
-            return x * 0
         kept = torch.rand_like(x) >= self.p
-        return x * kept / (1 - self.p)
+        return x * kept / (1 - self.p) if self.p < 1 else x * 0
 
     def fused(self, x):
         return F.dropout(x, self.p, self.training)
@@ -225,10 +216,10 @@ class GELU(Block):
 
 class MultiHeadAttention(nn.Module):
     """Causal self-attention (Vaswani et al., 2017): each token gathers from itself and the tokens
-    before it what its heads find relevant. (b, t, d_in) → (b, t, d_out)
+    before it what its heads find relevant. (b, t, d_in) → (b, t, d_out), t ≤ context_length
 
-    d_out: the output's width, and that of queries, keys and values unless key_dim / val_dim are
-    given. context_length: the longest t. Raises ValueError if num_heads divides no such width.
+    key_dim, val_dim: the width of queries and keys, and of values, all heads together (none: d_out).
+    Raises ValueError if num_heads does not divide a width.
     """
 
     def __init__(self, d_in, d_out, context_length, dropout, num_heads, qkv_bias=False, *, key_dim=None, val_dim=None):
@@ -261,24 +252,17 @@ class MultiHeadAttention(nn.Module):
     def split_heads(self, x):
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (b, t, width) → (b, h, t, width / h)
 
-    def hidden_from(self, queries, keys):
-        """The part of the mask for these queries, which are the newest of the keys: (t, past + t)."""
-        t, total = queries.shape[2], keys.shape[2]
-        return self.mask[total - t:total, :total]
-
     def definition(self, queries, keys, values):
-        scores = queries @ keys.transpose(2, 3) / math.sqrt(keys.shape[-1])        # (b, h, t, past + t)
-        scores = scores.masked_fill(self.hidden_from(queries, keys), -math.inf)
-        weights = self.dropout(self.softmax(scores))                               # rows sum to 1
-        return weights @ values
+        t, total = queries.shape[2], keys.shape[2]                                 # the queries are the newest keys'
+        scores = queries @ keys.transpose(2, 3) / math.sqrt(keys.shape[-1])        # (b, h, t, total)
+        scores = scores.masked_fill(self.mask[total - t:total, :total], -math.inf)
+        return self.dropout(self.softmax(scores)) @ values                         # each row's weights sum to 1
 
     def fused(self, queries, keys, values):
-        dropout = self.dropout.p if self.training else 0.0
-        if queries.shape[2] == keys.shape[2]:
-            return F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout, is_causal=True)
-        # The usual step of telling has one query, the newest token, which may look at everything.
-        mask = None if queries.shape[2] == 1 else ~self.hidden_from(queries, keys)
-        return F.scaled_dot_product_attention(queries, keys, values, mask, dropout)
+        t, total = queries.shape[2], keys.shape[2]
+        # No mask is needed for a whole text (causal), nor for one newest token, which may see everything.
+        mask = ~self.mask[total - t:total, :total] if 1 < t < total else None
+        return F.scaled_dot_product_attention(queries, keys, values, mask, self.dropout.p * self.training, t == total)
 
 
 class FeedForward(nn.Module):
@@ -300,13 +284,12 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        d = config["emb_dim"]
-        self.att = MultiHeadAttention(d, d, config["context_length"], config["drop_rate"], config["n_heads"],
-                                      config["qkv_bias"], key_dim=config.get("key_dim"), val_dim=config.get("val_dim"))
+        d, rate = config["emb_dim"], config["drop_rate"]
+        self.att = MultiHeadAttention(d, d, config["context_length"], rate, config["n_heads"], config["qkv_bias"],
+                                      key_dim=config.get("key_dim"), val_dim=config.get("val_dim"))
         self.ff = FeedForward(config)
-        self.norm1 = LayerNorm(d)
-        self.norm2 = LayerNorm(d)
-        self.drop_shortcut = Dropout(config["drop_rate"])
+        self.norm1, self.norm2 = LayerNorm(d), LayerNorm(d)
+        self.drop_shortcut = Dropout(rate)
 
     def forward(self, x, cache=None):
         x = x + self.drop_shortcut(self.att(self.norm1(x), cache))
@@ -358,26 +341,25 @@ class GPTModel(nn.Module):
         if past + t > self.config["context_length"]:
             raise ValueError(f"{past + t} tokens are more than the model's context_length of "
                              f"{self.config['context_length']}; pass fewer")
-        positions = torch.arange(past, past + t, device=token_ids.device)
-        x = self.drop_emb(self.tok_emb(token_ids) + self.pos_emb(positions))    # (b, t, d)
-        for layer, block in enumerate(self.trf_blocks):
-            x = block(x, caches[layer] if caches else None)                     # (b, t, d)
+        x = self.drop_emb(self.tok_emb(token_ids) + self.pos_emb.weight[past:past + t])    # (b, t, d)
+        for block, cache in zip(self.trf_blocks, caches or [None] * len(self.trf_blocks)):
+            x = block(x, cache)                                                 # (b, t, d)
         return self.final_norm(x)
 
     def forward(self, token_ids, targets=None):
         x = self.hidden(token_ids)
         if targets is None:
             return self.out_head(x)                                             # (b, t, v)
-        return NextTokenLoss.apply(x.flatten(0, 1), self.out_head.weight, targets.flatten())
+        return NextTokenLoss.apply(x.flatten(0, 1), self.out_head.weight, targets.flatten(), torch.is_grad_enabled())
 
-    def next_logits(self, token_ids, caches):
+    def next_logits(self, token_ids, caches=None):
         """The scores for the one token that follows: (b, t) new ids, with what `caches` remember of
         those before them → (b, v). The head, the largest matrix, works for the last position only."""
         return self.out_head(self.hidden(token_ids, caches)[:, -1])
 
-    def new_caches(self, b, capacity):
-        """Empty memories for telling: one KeyValueCache a block, for b rows of up to `capacity` tokens."""
-        return [KeyValueCache(b, capacity, block.att) for block in self.trf_blocks]
+    def new_caches(self, capacity):
+        """Empty memories for telling up to `capacity` tokens: one KeyValueCache a block."""
+        return [KeyValueCache(capacity) for _ in self.trf_blocks]
 
     def parameter_count(self):
         """How many numbers the model learns; weights that two layers share count once."""
@@ -388,24 +370,49 @@ class KeyValueCache:
     """The keys and values of the tokens that one attention layer has seen, so that telling a token
     costs one token's work and not the whole story's."""
 
-    def __init__(self, b, capacity, attention):
-        def room(projection):
-            head_dim = projection.out_features // attention.num_heads
-            return projection.weight.new_empty(b, attention.num_heads, capacity, head_dim)
-        self.keys, self.values = room(attention.W_key), room(attention.W_value)
-        self.length = 0
+    def __init__(self, capacity):
+        self.capacity, self.length = capacity, 0
 
-    def append(self, keys, values):
-        """Store t more; return all so far, (b, h, past + t, head_dim) each."""
-        end = self.length + keys.shape[2]
-        self.keys[:, :, self.length:end] = keys
-        self.values[:, :, self.length:end] = values
-        self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
+    def append(self, *fresh):
+        """Store keys and values of t more tokens, (b, h, t, width / h) each; return all, (b, h, past + t, …)."""
+        if self.length == 0:
+            self.stores = [new.new_empty(*new.shape[:2], self.capacity, new.shape[3]) for new in fresh]
+        past, self.length = self.length, self.length + fresh[0].shape[2]
+        for store, new in zip(self.stores, fresh):
+            store[:, :, past:self.length] = new
+        return [store[:, :, :self.length] for store in self.stores]
+
+
+class QuantizedLinear(nn.Module):
+    """A linear layer for telling: weights as whole numbers from -127 to 127, and one scale for each output.
+    Telling a token is mostly reading weights, and these take a quarter of the bytes."""
+
+    def __init__(self, linear):
+        super().__init__()
+        weight = linear.weight.detach().float()                                 # (outputs, inputs)
+        self.scale = (weight.abs().amax(dim=1).clamp(min=1e-12) / 127).bfloat16()
+        self.weight = (weight / self.scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
+        self.bias = linear.bias
+
+    def forward(self, x):
+        y = torch.ops.aten._weight_int8pack_mm(x.flatten(0, -2).bfloat16(), self.weight, self.scale)
+        y = y.to(x.dtype).unflatten(0, x.shape[:-1])
+        return y if self.bias is None else y + self.bias
+
+
+def quantize(model):
+    """A copy of `model` for telling on a CPU, faster and smaller: its linear layers in 8 bits (`QuantizedLinear`)."""
+    model = copy.deepcopy(model).requires_grad_(False).eval()
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.Linear):
+                setattr(module, name, QuantizedLinear(child))
+    return model
 
 
 class NextTokenLoss(torch.autograd.Function):
-    """Mean cross-entropy of `targets` (n,) under the scores hidden @ weight.T, in nats.
+    """Mean cross-entropy of `targets` (n,) under the scores hidden @ weight.T, in nats; targets of -100
+    do not count.
 
     n tokens times a vocabulary of 50,000 is by far the largest tensor in training, and the usual
     way holds it several times over. Here a few rows at a time are scored, turned into loss and
@@ -414,34 +421,35 @@ class NextTokenLoss(torch.autograd.Function):
     ROWS = 512
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets):                                  # (n, d), (v, d), (n,)
-        device, wants_gradient = hidden.device.type, any(ctx.needs_input_grad)
+    def forward(ctx, hidden, weight, targets, wants_gradient=True):             # (n, d), (v, d), (n,)
+        device, loss = hidden.device.type, 0
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        small_weight, total = weight.to(dtype), torch.zeros((), device=hidden.device)
+        head = weight.to(dtype)
         if wants_gradient:
             hidden_gradient, weight_gradient = torch.empty_like(hidden), torch.zeros_like(weight)
-        for rows in torch.arange(len(targets)).split(NextTokenLoss.ROWS):
-            rows = slice(int(rows[0]), int(rows[-1]) + 1)
+        for start in range(0, len(targets), NextTokenLoss.ROWS):
+            rows = slice(start, start + NextTokenLoss.ROWS)
             x, y = hidden[rows].to(dtype), targets[rows, None]                  # (r, d), (r, 1)
-            logits = (x @ small_weight.T).to(torch.promote_types(dtype, torch.float32))    # (r, v)
+            counts, y = y >= 0, y.clamp(min=0)
+            logits = (x @ head.T).to(torch.promote_types(dtype, torch.float32))  # (r, v)
             log_total = logits.logsumexp(dim=-1, keepdim=True)                  # (r, 1)
-            total = total + (log_total - logits.gather(1, y)).sum()
+            loss = loss + ((log_total - logits.gather(1, y)) * counts).sum()
             if wants_gradient:
                 gradient = logits.sub_(log_total).exp_()                        # softmax
-                gradient.scatter_add_(1, y, -torch.ones_like(y, dtype=gradient.dtype))
-                gradient = gradient.to(dtype)
-                hidden_gradient[rows] = gradient @ small_weight
+                gradient = gradient.scatter_add_(1, y, -torch.ones_like(log_total)).mul_(counts).to(dtype)
+                hidden_gradient[rows] = gradient @ head
                 weight_gradient += gradient.T @ x
+        ctx.count = (targets >= 0).sum()
         if wants_gradient:
             ctx.save_for_backward(hidden_gradient, weight_gradient)
-        return total / len(targets)
+        return loss / ctx.count
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
         hidden_gradient, weight_gradient = ctx.saved_tensors
-        scale = gradient / len(hidden_gradient)
-        return (hidden_gradient * scale).to(hidden_gradient.dtype), weight_gradient * scale, None
+        scale = gradient / ctx.count
+        return (hidden_gradient * scale).to(hidden_gradient.dtype), weight_gradient * scale, None, None
 
 
 def untie_head(model):
@@ -450,119 +458,82 @@ def untie_head(model):
     model.config["tie_embeddings"] = False
 
 
-# GPT-2's names for what stands in a block of ours; its linear layers keep their weights transposed.
-GPT2_LINEAR_LAYERS = {"att.out_proj": "attn.c_proj", "ff.layers.0": "mlp.c_fc", "ff.layers.2": "mlp.c_proj"}
-GPT2_NORMS = {"norm1": "ln_1", "norm2": "ln_2"}
+# What GPT-2 calls the parts of our names.
+GPT2_NAMES = {"trf_blocks": "h", "att.out_proj": "attn.c_proj", "att.W_": "attn.", "ff.layers.0": "mlp.c_fc",
+              "ff.layers.2": "mlp.c_proj", "norm1": "ln_1", "norm2": "ln_2", "final_norm": "ln_f", "scale": "weight",
+              "shift": "bias", "tok_emb": "wte", "pos_emb": "wpe", "out_head": "lm_head"}
+QUERY_KEY_VALUE = ("query", "key", "value")              # side by side in one matrix of GPT-2's, attn.c_attn
 
 
-def to_gpt2_state(model):
-    """The model's weights under Hugging Face's GPT-2 names and in its layout: a dict of tensors."""
-    ours, gpt2 = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}, {}
-    d = model.config["emb_dim"]
-    for name in ("query", "key", "value"):
-        if ours[f"trf_blocks.0.att.W_{name}.weight"].shape != (d, d):
-            raise ValueError("GPT-2's format has queries, keys and values as wide as the embedding; "
-                             "this model's 'key_dim' or 'val_dim' differs from its 'emb_dim'")
-    for layer in range(model.config["n_layers"]):
-        here, there = f"trf_blocks.{layer}.", f"transformer.h.{layer}."
-        projections = [here + f"att.W_{name}." for name in ("query", "key", "value")]
-        gpt2[there + "attn.c_attn.weight"] = torch.cat([ours[p + "weight"] for p in projections]).T.contiguous()
-        gpt2[there + "attn.c_attn.bias"] = torch.cat([ours.get(p + "bias", torch.zeros(d)) for p in projections])
-        for our_name, their_name in GPT2_LINEAR_LAYERS.items():
-            gpt2[there + their_name + ".weight"] = ours[here + our_name + ".weight"].T.contiguous()
-            gpt2[there + their_name + ".bias"] = ours[here + our_name + ".bias"]
-        for our_name, their_name in GPT2_NORMS.items():
-            gpt2[there + their_name + ".weight"] = ours[here + our_name + ".scale"]
-            gpt2[there + their_name + ".bias"] = ours[here + our_name + ".shift"]
-    gpt2["transformer.wte.weight"], gpt2["transformer.wpe.weight"] = ours["tok_emb.weight"], ours["pos_emb.weight"]
-    gpt2["transformer.ln_f.weight"], gpt2["transformer.ln_f.bias"] = ours["final_norm.scale"], ours["final_norm.shift"]
-    gpt2["lm_head.weight"] = ours["out_head.weight"].clone()
-    return gpt2
+def gpt2_name(name):
+    return functools.reduce(lambda name, pair: name.replace(*pair), GPT2_NAMES.items(), name)
+
+
+def transposed(name, tensor):
+    """GPT-2 keeps the matrices in its blocks the other way round; this turns them, to and fro."""
+    return tensor.T.contiguous() if name.startswith("h.") and tensor.dim() == 2 else tensor
 
 
 def read_gpt2_source(source):
-    """A GPT-2 state dict from a dict, a .safetensors file, or the name of a model on the Hugging Face hub."""
     if isinstance(source, dict):
         return source
+    from huggingface_hub import hf_hub_download
     from safetensors.torch import load_file
-    if Path(source).is_file():
-        return load_file(source)
-    if str(source).endswith(".safetensors"):
-        raise FileNotFoundError(f"there is no file {str(source)!r} to load GPT-2's weights from")
-    try:
-        from huggingface_hub import hf_hub_download
-        return load_file(hf_hub_download(str(source), "model.safetensors"))
-    except Exception as error:
-        raise FileNotFoundError(f"could not get model.safetensors of {str(source)!r} from the Hugging Face hub "
-                                f"({type(error).__name__}); check the name and the network, or give a file's path") from error
+    is_file = str(source).endswith(".safetensors")
+    return load_file(source if is_file else hf_hub_download(str(source), "model.safetensors"))
 
 
-@torch.no_grad()
 def load_gpt2_weights(model, source):
     """Put GPT-2's weights into `model`, in place, and return the model.
 
     source: a Hugging Face GPT-2 state dict, a .safetensors file of one, or a model name to download
     (huggingface.co/openai-community/gpt2). The model may see a shorter context than the source, and
-    may have more tokens: those (the story markers) start at the mean of the source's embeddings, plus
-    a little of their spread, so that they are neither louder than known tokens nor equal to each other.
-    Raises ValueError that names the first shape that does not fit.
+    have more tokens (the story markers). Raises FileNotFoundError for a source that is not there, and
+    ValueError that names the first weight that does not fit.
     """
-    theirs = {name.removeprefix("transformer."): tensor for name, tensor in read_gpt2_source(source).items()}
-    if "wte.weight" not in theirs:
-        raise ValueError("the source holds no GPT-2 weights: 'wte.weight' is missing")
-    ours = {}
-    for layer in range(model.config["n_layers"]):
-        here, there = f"trf_blocks.{layer}.", f"h.{layer}."
-        if there + "attn.c_attn.weight" not in theirs:
-            raise ValueError(f"the source has fewer blocks than the model's 'n_layers' = {model.config['n_layers']}")
-        for name, weight, bias in zip(("query", "key", "value"), theirs[there + "attn.c_attn.weight"].chunk(3, dim=1),
-                                      theirs[there + "attn.c_attn.bias"].chunk(3)):
-            ours[here + f"att.W_{name}.weight"] = weight.T
-            if check_config(model.config)["qkv_bias"]:
-                ours[here + f"att.W_{name}.bias"] = bias
-            elif bias.any():
-                raise ValueError("the source has query, key and value biases; set the config's 'qkv_bias' to True")
-        for our_name, their_name in GPT2_LINEAR_LAYERS.items():
-            ours[here + our_name + ".weight"] = theirs[there + their_name + ".weight"].T
-            ours[here + our_name + ".bias"] = theirs[there + their_name + ".bias"]
-        for our_name, their_name in GPT2_NORMS.items():
-            ours[here + our_name + ".scale"] = theirs[there + their_name + ".weight"]
-            ours[here + our_name + ".shift"] = theirs[there + their_name + ".bias"]
-    if f"h.{model.config['n_layers']}.attn.c_attn.weight" in theirs:
-        raise ValueError(f"the source has more blocks than the model's 'n_layers' = {model.config['n_layers']}")
-    ours["final_norm.scale"], ours["final_norm.shift"] = theirs["ln_f.weight"], theirs["ln_f.bias"]
-    ours["pos_emb.weight"] = theirs["wpe.weight"][:model.config["context_length"]]
-    ours["tok_emb.weight"] = with_new_tokens(theirs["wte.weight"], model.config["vocab_size"])
-    head = theirs.get("lm_head.weight")
-    if head is not None and not torch.equal(head, theirs["wte.weight"]):
-        if model.out_head.weight is model.tok_emb.weight:
-            untie_head(model)
-        ours["out_head.weight"] = with_new_tokens(head, model.config["vocab_size"])
-    else:
-        ours["out_head.weight"] = ours["tok_emb.weight"]
+    theirs = {name.removeprefix("transformer."): tensor for name, tensor in read_gpt2_source(source).items()
+              if not name.endswith((".attn.bias", ".attn.masked_bias"))}       # masks, in older files
+    theirs.setdefault("lm_head.weight", theirs.get("wte.weight"))
+    for name in [name for name in theirs if ".c_attn." in name]:
+        for part, tensor in zip(QUERY_KEY_VALUE, theirs.pop(name).chunk(3, dim=-1)):
+            theirs[name.replace("c_attn", part)] = tensor
+    state = {}
     for name, parameter in model.state_dict().items():
-        if parameter.shape != ours[name].shape:
-            raise ValueError(f"the source's {name!r} has shape {tuple(ours[name].shape)}, the model's has "
+        tensor = theirs.pop(gpt2_name(name), None)
+        if tensor is None:
+            raise ValueError(f"the source lacks {gpt2_name(name)!r}, which the model's config asks for; is it a GPT-2?")
+        tensor = transposed(gpt2_name(name), tensor)
+        if name == "pos_emb.weight":
+            tensor = tensor[:len(parameter)]
+        elif name in ("tok_emb.weight", "out_head.weight"):
+            tensor = with_new_tokens(tensor, len(parameter))
+        if tensor.shape != parameter.shape:
+            raise ValueError(f"the source's {name!r} has shape {tuple(tensor.shape)}, the model's "
                              f"{tuple(parameter.shape)}; give the model a config of the source's size")
-        parameter.copy_(ours[name])
+        state[name] = tensor
+    for name, tensor in theirs.items():
+        if tensor.any():                                                       # biases of 0 may go
+            raise ValueError(f"the source has {name!r}, for which the model's config has no place")
+    if model.out_head.weight is model.tok_emb.weight and not state["out_head.weight"].equal(state["tok_emb.weight"]):
+        untie_head(model)
+    model.load_state_dict(state)
     return model
 
 
 def with_new_tokens(embeddings, vocab_size):
-    """`embeddings` (v, d) with rows added for new tokens: the mean row, plus a tenth of the spread."""
-    missing = vocab_size - len(embeddings)
-    if missing <= 0:
-        return embeddings
-    noise = torch.randn(missing, embeddings.shape[1], generator=torch.Generator().manual_seed(0))
-    return torch.cat([embeddings, embeddings.mean(0) + 0.1 * embeddings.std(0) * noise.to(embeddings)])
+    """`embeddings` (v, d) with rows added for new tokens: the mean row plus a tenth of the spread, so that
+    they are neither louder than the known tokens nor equal to each other."""
+    new, seeded = max(0, vocab_size - len(embeddings)), torch.Generator().manual_seed(0)
+    noise = torch.randn(new, embeddings.shape[1], generator=seeded).to(embeddings)
+    return torch.cat([embeddings, embeddings.mean(0) + 0.1 * embeddings.std(0) * noise])
 
 
 # ============================================================================================
 # Text and tokens
 # ============================================================================================
 
-START, END, TITLE, TITLE_END = "<|start|>", "<|end|>", "<|title|>", "</|title|>"
-MARKERS = (START, END, TITLE, TITLE_END)
+START, END, TITLE, TITLE_END = MARKERS = ("<|start|>", "<|end|>", "<|title|>", "</|title|>")
+END_OF_TEXT = "<|endoftext|>"
 GPT2_VOCAB_SIZE = 50257                                 # 256 bytes, 50,000 merges, <|endoftext|>
 # What GPT-2's two vocabulary files must hash to; tiktoken expects the same.
 VOCAB_BPE_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
@@ -597,11 +568,10 @@ def get_tokenizer(vocab_size=None):
     """
     from tiktoken_ext.openai_public import r50k_pat_str
     with_markers = GPT2_VOCAB_SIZE + len(MARKERS)
-    size = with_markers if vocab_size is None else min(vocab_size, with_markers)
-    specials = ["<|endoftext|>"]
-    if size == with_markers or 256 + 5 <= size < GPT2_VOCAB_SIZE:
-        specials += MARKERS
-    merges = (GPT2_VOCAB_SIZE - 1) if len(specials) == 1 else size - len(specials)
+    size = min(vocab_size or with_markers, with_markers)
+    marked = size == with_markers or 256 + 5 <= size < GPT2_VOCAB_SIZE
+    specials = (END_OF_TEXT, *MARKERS) if marked else (END_OF_TEXT,)
+    merges = size - len(specials) if marked else GPT2_VOCAB_SIZE - 1
     ranks = {piece: rank for piece, rank in gpt2_merges().items() if rank < merges}
     return tiktoken.Encoding(f"gpt2-{merges + len(specials)}", pat_str=r50k_pat_str, mergeable_ranks=ranks,
                              special_tokens={name: merges + i for i, name in enumerate(specials)})
@@ -614,6 +584,11 @@ def encode(text, tokenizer, markers=True):
     return tokenizer.encode(text, allowed_special=special, disallowed_special=())
 
 
+def start_id_of(tokenizer):
+    """The id of <|start|>, or None where the vocabulary has no markers."""
+    return tokenizer.encode_single_token(START) if START in tokenizer.special_tokens_set else None
+
+
 def text_to_token_ids(text, tokenizer):
     """`text` → LongTensor (1, t); markers in it become their tokens."""
     return torch.tensor(encode(text, tokenizer), dtype=torch.long)[None]
@@ -621,7 +596,7 @@ def text_to_token_ids(text, tokenizer):
 
 def token_ids_to_text(token_ids, tokenizer):
     """Ids of one text, (t,) or (1, t) → str. Raises ValueError for several rows."""
-    if token_ids is None or token_ids.dim() > 2 or (token_ids.dim() == 2 and token_ids.shape[0] != 1):
+    if token_ids is None or token_ids.dim() not in (1, 2) or token_ids.shape[:-1].numel() != 1:
         shape = None if token_ids is None else tuple(token_ids.shape)
         raise ValueError(f"token_ids has shape {shape}; pass the ids of one text, (t,) or (1, t)")
     return tokenizer.decode(token_ids.flatten().tolist())
@@ -630,6 +605,43 @@ def token_ids_to_text(token_ids, tokenizer):
 def tokenizer_name(tokenizer):
     """A fingerprint: the same for two tokenizers exactly if they give the same ids."""
     return f"{tokenizer.name}:{'+markers' if START in tokenizer.special_tokens_set else 'plain'}"
+
+
+def export_hf(model, tokenizer, folder):
+    """Write `folder` in the format of Hugging Face's GPT-2, for transformers, the Hub, vLLM or llama.cpp: there
+    the model gives the same scores and the tokenizer the same ids. Raises ValueError for widths GPT-2 can't have."""
+    from safetensors.torch import save_file
+    config, folder, specials = check_config(model.config), Path(folder), tokenizer._special_tokens
+    d, rate, end = config["emb_dim"], config["drop_rate"], END if END in specials else END_OF_TEXT
+    if not config["key_dim"] == config["val_dim"] == d:
+        raise ValueError("GPT-2's format has queries, keys and values as wide as the embedding; "
+                         "this model's 'key_dim' or 'val_dim' differs from its 'emb_dim'")
+    state = {gpt2_name(name): transposed(gpt2_name(name), tensor.cpu()) for name, tensor in model.state_dict().items()}
+    for here, kind in itertools.product(range(config["n_layers"]), ("weight", "bias")):
+        parts = [state.pop(f"h.{here}.attn.{part}.{kind}", torch.zeros(d)) for part in QUERY_KEY_VALUE]
+        state[f"h.{here}.attn.c_attn.{kind}"] = torch.cat(parts, dim=-1)
+    head, tied = state.pop("lm_head.weight"), model.out_head.weight is model.tok_emb.weight
+    state = {"transformer." + name: tensor for name, tensor in state.items()}
+    state |= {} if tied else {"lm_head.weight": head}
+    # GPT-2's files show a byte as the letter that it is in Latin-1, or, if that is invisible, as one beyond 255.
+    letters = {byte: chr(byte) for byte in (*range(33, 127), *range(161, 173), *range(174, 256))}
+    letters |= {byte: chr(256 + n) for n, byte in enumerate(sorted(set(range(256)) - set(letters)))}
+    pieces = sorted(tokenizer._mergeable_ranks, key=tokenizer._mergeable_ranks.get)
+    ids = {"".join(map(letters.get, piece)): rank for rank, piece in enumerate(pieces)}
+    merges = [f"{piece[:i]} {piece[i:]}" for piece in ids for i in range(1, len(piece))
+              if piece[:i] in ids and piece[i:] in ids]
+    about = dict(architectures=["GPT2LMHeadModel"], model_type="gpt2", activation_function="gelu_new", n_embd=d,
+                 vocab_size=config["vocab_size"], n_positions=config["context_length"], n_head=config["n_heads"],
+                 n_layer=config["n_layers"], resid_pdrop=rate, embd_pdrop=rate, attn_pdrop=rate,
+                 layer_norm_epsilon=1e-5, tie_word_embeddings=tied, bos_token_id=specials[END_OF_TEXT],
+                 eos_token_id=specials[end])
+    speaks = dict(tokenizer_class="GPT2Tokenizer", model_max_length=config["context_length"], unk_token=END_OF_TEXT,
+                  bos_token=END_OF_TEXT, eos_token=end, additional_special_tokens=list(specials))
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
+    for name, content in ("config", about), ("vocab", ids | specials), ("tokenizer_config", speaks):
+        (folder / f"{name}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 # ============================================================================================
@@ -667,39 +679,34 @@ def next_token_probabilities(logits, sampling, seen=None):
 
     seen: (b, v), True for tokens that the penalty lowers. The filters come in Hugging Face's order:
     penalty, temperature, top-k, top-p (Holtzman et al., 2020), min-p (Nguyen et al., 2024).
-    Raises ValueError if a row of scores holds NaN.
+    Raises ValueError if a row's best score is no finite number.
     """
-    logits = logits.float()
-    if not (logits.amax(dim=-1) > -math.inf).all():
+    logits, penalty, v = logits.float(), sampling.repetition_penalty, logits.shape[-1]
+    if seen is not None and penalty != 1:
+        logits = torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+    best, likeliest = logits.max(dim=-1, keepdim=True)                     # (b, 1)
+    if not best.isfinite().all():
         raise ValueError("the model's scores are not numbers (NaN); its weights are damaged, load another checkpoint")
-    if sampling.repetition_penalty != 1 and seen is not None:
-        lowered = torch.where(logits > 0, logits / sampling.repetition_penalty, logits * sampling.repetition_penalty)
-        logits = torch.where(seen, lowered, logits)
     if sampling.temperature == 0:
-        return F.one_hot(logits.argmax(dim=-1), logits.shape[-1]).float()
-    # The best score becomes 0, so that dividing by a tiny temperature overflows to -inf, never to NaN.
-    logits = (logits - logits.amax(dim=-1, keepdim=True)) / sampling.temperature
-    if sampling.top_k:
-        kth = logits.topk(min(sampling.top_k, logits.shape[-1])).values[:, -1:]
-        logits = logits.masked_fill(logits < kth, -math.inf)
-    if sampling.top_p is not None and sampling.top_p < 1:
-        ordered, order = logits.sort(dim=-1, descending=True)
-        probabilities = torch.softmax(ordered, dim=-1)
-        likelier = probabilities.cumsum(dim=-1) - probabilities        # what stands before each token
-        out = likelier >= max(sampling.top_p, 1e-9)                    # the likeliest always stays
-        logits = logits.masked_fill(torch.zeros_like(out).scatter(-1, order, out), -math.inf)
-    probabilities = torch.softmax(logits, dim=-1)
+        return torch.zeros_like(logits).scatter(-1, likeliest, 1.0)
+    # The best score becomes 0: whatever the temperature, nothing overflows upwards.
+    scores = (logits - best) / max(sampling.temperature, 1e-30)
+    top_p = math.inf if sampling.top_p in (None, 1) else sampling.top_p
+    if sampling.top_k or top_p < 1:
+        ordered = scores.topk(min(sampling.top_k or v, v)).values          # (b, k), best first
+        shares = torch.softmax(ordered, dim=-1)
+        likelier = shares.cumsum(dim=-1) - shares                          # the share of all better ones
+        staying = (likelier < top_p).sum(dim=-1, keepdim=True).clamp(min=1)
+        scores = scores.masked_fill(scores < ordered.gather(-1, staying - 1), -math.inf)
     if sampling.min_p:
-        floor = sampling.min_p * probabilities.amax(dim=-1, keepdim=True)
-        probabilities = probabilities.masked_fill(probabilities < floor, 0)
-        probabilities = probabilities / probabilities.sum(dim=-1, keepdim=True)
-    return probabilities
+        scores = scores.masked_fill(scores < math.log(sampling.min_p), -math.inf)
+    return torch.softmax(scores, dim=-1)
 
 
 def draw(probabilities, uniform):
     """Probabilities (b, v) and one number in [0, 1) per row, (b,) → ids (b,). Each token owns a
     stretch of 0..1 as long as its probability; the row's number falls into one of them."""
-    ends = probabilities.double().cumsum(dim=-1)
+    ends = probabilities.cumsum(dim=-1, dtype=torch.float64)
     return torch.searchsorted(ends, (uniform.to(ends) * ends[:, -1])[:, None], right=True)[:, 0]
 
 
@@ -712,45 +719,30 @@ def next_tokens(model, token_ids, sampling, seed=None, context_size=None):
     Once the context window is full, its newest half is encoded anew and telling goes on.
     """
     capacity = min(context_size or math.inf, model.config["context_length"])
-    keep, (b, t) = max(1, capacity // 2), token_ids.shape
+    keep = max(1, capacity // 2)
     seed = int(torch.randint(2 ** 62, ())) if seed is None else seed
-    generators = [torch.Generator().manual_seed(seed + row) for row in range(b)]
-    seen = torch.zeros(b, model.config["vocab_size"], dtype=torch.bool, device=token_ids.device)
-    seen.scatter_(1, token_ids, True)
-    caches = model.new_caches(b, capacity)
-    window = fresh = token_ids if t <= capacity else token_ids[:, -keep:]
-    was_training = model.training
+    generators = [torch.Generator().manual_seed(seed + row) for row in range(len(token_ids))]
+    seen = None                                                            # (b, v): which tokens the penalty lowers
+    if sampling.repetition_penalty != 1:
+        seen = torch.zeros(len(token_ids), model.config["vocab_size"], dtype=torch.bool, device=token_ids.device)
+        seen.scatter_(1, token_ids, True)
+    window = fresh = token_ids if token_ids.shape[1] <= capacity else token_ids[:, -keep:]
+    caches, was_training = model.new_caches(capacity), model.training
     model.eval()
     try:
         while True:
-            logits = model.next_logits(fresh, caches)                                       # (b, v)
+            logits = model.next_logits(fresh, caches)                      # (b, v)
             uniform = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
-            token = draw(next_token_probabilities(logits, sampling, seen), uniform)[:, None]  # (b, 1)
-            yield token
-            seen.scatter_(1, token, True)
-            window = torch.cat([window, token], dim=1)
-            fresh = token
+            fresh = draw(next_token_probabilities(logits, sampling, seen), uniform)[:, None]    # (b, 1)
+            yield fresh
+            if seen is not None:
+                seen.scatter_(1, fresh, True)
+            window = torch.cat([window, fresh], dim=1)
             if window.shape[1] > capacity:
                 window = fresh = window[:, -keep:]
-                for cache in caches:
-                    cache.length = 0
+                caches = model.new_caches(capacity)
     finally:
         model.train(was_training)
-
-
-def ends_with(ids, stop_sequences):
-    """Does the list `ids` end with one of the `stop_sequences`?"""
-    return any(ids[-len(stop):] == stop for stop in stop_sequences)
-
-
-def stop_sequences_of(eos_sequence):
-    """One sequence of ids, or several, or None → a list of lists. Raises ValueError for an empty one."""
-    if eos_sequence is None:
-        return []
-    several = list(eos_sequence) if len(eos_sequence) and not isinstance(eos_sequence[0], (int, np.integer)) else [eos_sequence]
-    if not all(len(stop) for stop in several):
-        raise ValueError("a stop sequence is empty; give at least one token id, or None")
-    return [[int(token) for token in stop] for stop in several]
 
 
 def generate(model, idx, max_new_tokens, context_size, temperature=0.0, top_k=None, eos_id=None, eos_sequence=None, *,
@@ -765,28 +757,25 @@ def generate(model, idx, max_new_tokens, context_size, temperature=0.0, top_k=No
     check_number("max_new_tokens", max_new_tokens, 0, whole=True)
     check_number("context_size", context_size, 1, whole=True)
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-    stops = stop_sequences_of(eos_sequence)
-    if idx.dim() != 2 or idx.shape[1] == 0:
-        raise ValueError(f"idx has shape {tuple(idx.shape)}; it must be (rows, tokens) with at least one token a row")
-    if idx.min() < 0 or idx.max() >= model.config["vocab_size"]:
-        raise ValueError(f"idx holds ids from {int(idx.min())} to {int(idx.max())}, the model knows 0 to "
+    stops = [] if eos_sequence is None else [eos_sequence]
+    if stops and len(eos_sequence) and isinstance(eos_sequence[0], (list, tuple)):
+        stops = eos_sequence
+    if not all(map(len, stops)):
+        raise ValueError("a stop sequence is empty; give eos_sequence at least one token id, or None")
+    if idx.dim() != 2 or idx.numel() == 0 or idx.min() < 0 or idx.max() >= model.config["vocab_size"]:
+        raise ValueError(f"idx, of shape {tuple(idx.shape)}, must have rows of at least one token id each, from 0 to "
                          f"{model.config['vocab_size'] - 1}; use the tokenizer of the model's 'vocab_size'")
-    rows = idx.tolist()
-    open_rows = set(range(len(rows)))
-    steps = next_tokens(model, idx, sampling, seed, context_size)
-    for _ in range(max_new_tokens):
-        for row, token in enumerate(next(steps)[:, 0].tolist()):
-            if row not in open_rows:
-                continue
-            if token == eos_id:
-                open_rows.remove(row)
-                continue
-            rows[row].append(token)
-            if ends_with(rows[row], stops):
-                open_rows.remove(row)
-        if not open_rows:
-            break
-    steps.close()
+    rows, telling = idx.tolist(), set(range(len(idx)))
+    with contextlib.closing(next_tokens(model, idx, sampling, seed, context_size)) as steps:
+        for tokens in itertools.islice(steps, max_new_tokens):
+            for row in list(telling):
+                token = int(tokens[row])
+                if token != eos_id:
+                    rows[row].append(token)
+                if token == eos_id or any(rows[row][-len(stop):] == list(stop) for stop in stops):
+                    telling.remove(row)
+            if not telling:
+                break
     longest = max(map(len, rows))
     rows = [row + [row[-1] if eos_id is None else eos_id] * (longest - len(row)) for row in rows]
     return torch.tensor(rows, device=idx.device)
@@ -800,15 +789,15 @@ def story_opening(tokenizer, prompt="", title=None, markers=False):
     """
     if markers and prompt.startswith(START):
         return encode(prompt, tokenizer)
-    opening = START + ("\n" if title or prompt else "")
-    ids = encode(opening, tokenizer)
+    ids = encode(START + "\n" * bool(title or prompt), tokenizer)
     if title:
-        ids += encode(TITLE, tokenizer) + encode(title.strip(), tokenizer, markers) + encode(TITLE_END + "\n\n", tokenizer)
+        ids += encode(TITLE, tokenizer) + encode(title.strip(), tokenizer, markers)
+        ids += encode(TITLE_END + "\n\n", tokenizer)
     return ids + encode(prompt, tokenizer, markers)
 
 
-def stream_story(model, tokenizer, prompt="", *, max_new_tokens=400, temperature=0.8, top_k=None, top_p=None, min_p=None,
-                 repetition_penalty=1.0, seed=None, title=None, markers=False, stop=(END,)):
+def stream_story(model, tokenizer, prompt="", *, max_new_tokens=400, temperature=0.8, top_k=None, top_p=None,
+                 min_p=None, repetition_penalty=1.0, seed=None, title=None, markers=False, stop=(END,)):
     """Yield a story in str pieces as it is told, without the opening; return "end" or "limit".
 
     The pieces are whole characters, and together the whole text. stop: texts that end the story
@@ -816,32 +805,24 @@ def stream_story(model, tokenizer, prompt="", *, max_new_tokens=400, temperature
     """
     check_number("max_new_tokens", max_new_tokens, 0, whole=True)
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-    stops = [encode(text, tokenizer) for text in stop]
+    stops = [text.encode() for text in stop]
     opening = torch.tensor([story_opening(tokenizer, prompt, title, markers)], device=model.tok_emb.weight.device)
-    steps = next_tokens(model, opening, sampling, seed)
-    characters = codecs.getincrementaldecoder("utf-8")("replace")
-    told, shown, ended = [], 0, False
-    while len(told) < max_new_tokens and not ended:
-        told.append(int(next(steps)))
-        ended = ends_with(told, stops)
-        held = next(len(s) for s in sorted(stops, key=len) if ends_with(told, [s])) if ended else longest_start(told, stops)
-        piece = characters.decode(b"".join(map(tokenizer.decode_single_token_bytes, told[shown:len(told) - held])))
-        shown = max(shown, len(told) - held)
-        if piece:
-            yield piece
-    steps.close()
-    rest = [] if ended else told[shown:]
-    piece = characters.decode(b"".join(map(tokenizer.decode_single_token_bytes, rest)), final=True)
-    if piece:
-        yield piece
-    return "end" if ended else "limit"
-
-
-def longest_start(ids, stop_sequences):
-    """How many of the last ids may be the start of a stop sequence."""
-    longest = max(map(len, stop_sequences), default=1) - 1
-    return next((n for n in range(min(longest, len(ids)), 0, -1)
-                 if any(ids[-n:] == stop[:n] for stop in stop_sequences)), 0)
+    characters = codecs.getincrementaldecoder("utf-8")("replace")          # keeps half a character to itself
+    told, shown, ends = b"", 0, []
+    with contextlib.closing(next_tokens(model, opening, sampling, seed)) as steps:
+        for token in itertools.islice(steps, max_new_tokens):
+            told += tokenizer.decode_single_token_bytes(int(token))
+            ends = [told.index(text, shown) for text in stops if text in told[shown:]]
+            held = max((n for text in stops for n in range(1, len(text)) if told.endswith(text[:n])), default=0)
+            until = min(ends) if ends else len(told) - held
+            if piece := characters.decode(told[shown:until]):
+                yield piece
+            shown = until
+            if ends:
+                break
+    if rest := characters.decode(b"" if ends else told[shown:], final=True):
+        yield rest
+    return "end" if ends else "limit"
 
 
 def split_story(text):
@@ -852,12 +833,11 @@ def split_story(text):
 
 
 def remove_markers(text):
-    for marker in MARKERS:
-        text = text.replace(marker, "")
-    return text
+    return re.sub("|".join(map(re.escape, MARKERS)), "", text)
 
 
-def generate_story(test_no, model, tokenizer, output_dir, start_context=None, max_new_tokens=50, temperature=0.0, top_k=None):
+def generate_story(test_no, model, tokenizer, output_dir, start_context=None, max_new_tokens=50, temperature=0.0,
+                   top_k=None):
     """Tell one story, write it to output_dir/output_no_{test_no}_{temperature}_{top_k}_{max_new_tokens}.txt
     wrapped at 80 columns with the markers taken out, and return that text.
 
@@ -868,10 +848,9 @@ def generate_story(test_no, model, tokenizer, output_dir, start_context=None, ma
                           temperature=temperature, top_k=top_k)
     text = remove_markers(opening + "".join(pieces)).strip("\n")
     wrapped = "\n".join(textwrap.fill(line, width=80) for line in text.split("\n"))
-    folder = Path(output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    name = f"output_no_{test_no}_{temperature}_{top_k}_{max_new_tokens}.txt"
-    (folder / name).write_text(wrapped + "\n", encoding="utf-8")
+    path = Path(output_dir) / f"output_no_{test_no}_{temperature}_{top_k}_{max_new_tokens}.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(wrapped + "\n", encoding="utf-8")
     return wrapped
 
 
@@ -881,82 +860,83 @@ def generate_story(test_no, model, tokenizer, output_dir, start_context=None, ma
 
 DEFAULT_CORPUS = PROJECT / "data" / "training_data.txt"
 # Corpora that `fetch_corpus` knows by name. TinyStories: Eldan and Li, 2023, CDLA-Sharing-1.0.
-CORPORA = {
-    "tinystories-small": "https://huggingface.co/datasets/roneneldan/TinyStories/resolve/main/TinyStoriesV2-GPT4-valid.txt",
-    "tinystories": "https://huggingface.co/datasets/roneneldan/TinyStories/resolve/main/TinyStoriesV2-GPT4-train.txt",
-}
-BLOCK = 1 << 20                        # characters read at once; memory stays bounded by it
-UNMARKED_PIECE = 4000                  # characters; how text without markers is cut into "stories"
+TINYSTORIES = "https://huggingface.co/datasets/roneneldan/TinyStories/resolve/main/TinyStoriesV2-GPT4-"
+CORPORA = {"tinystories-small": TINYSTORIES + "valid.txt", "tinystories": TINYSTORIES + "train.txt"}
+BLOCK = 1 << 20             # characters or bytes read at once
+PIECE = 1000                # characters; text without markers is cut into pieces of about this length
 
 
 def read_blocks(path):
     """Yield a text file block by block, without its byte-order mark and with \\n for line ends.
     Raises FileNotFoundError, or ValueError for an empty file, one that is not UTF-8, or NUL bytes."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no corpus at {str(path)!r}; check data_path, or leave it out to "
-                                f"train on the stories that come with the project")
-    empty = True
+    name, empty = repr(str(path)), True
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no corpus at {name}; check data_path, or leave it out to train on "
+                                f"the stories that come with the project")
     with open(path, encoding="utf-8-sig") as file:
         try:
             while block := file.read(BLOCK):
                 if "\0" in block:
-                    raise ValueError(f"{str(path)!r} holds NUL bytes, so it is not plain text (UTF-16, or a damaged "
+                    raise ValueError(f"{name} holds NUL bytes, so it is not plain text (UTF-16, or a damaged "
                                      f"download?); save it as UTF-8 text")
-                empty = empty and not block.strip()
+                empty = empty and block.isspace()
                 yield block
         except UnicodeDecodeError as error:
-            raise ValueError(f"{str(path)!r} is not UTF-8 (byte 0x{error.object[error.start]:02x} in its first "
+            raise ValueError(f"{name} is not UTF-8 (byte 0x{error.object[error.start]:02x} in its first "
                              f"{file.buffer.tell():,} bytes); open it in an editor and save it as UTF-8") from None
     if empty:
-        raise ValueError(f"{str(path)!r} is empty; put stories into it, each between {START} and {END}")
+        raise ValueError(f"{name} is empty; put stories into it, each between {START} and {END}")
+
+
+def cut(text, length=PIECE):
+    """`text` as a list of pieces of at most `length` characters (the last: twice that), cut before a
+    paragraph, else a line, else a word."""
+    pieces, start = [], 0
+    while len(text) - start > 2 * length:
+        breaks = (text.rfind(space, start + length // 2, start + length) for space in ("\n\n", "\n", " "))
+        end = next((at for at in breaks if at > 0), start + length)
+        pieces.append(text[start:end])
+        start = end
+    return [*pieces, text[start:]]
 
 
 def read_stories(path):
-    """Yield (text, is_story) for each story, <|start|> … <|end|>, and for each piece of the text that
-    stands outside of any. Raises ValueError for a story that begins and never ends, naming it."""
-    buffer, stories = "", 0
+    """Yield (text, is_story) for each story, <|start|> … <|end|>, and for each piece of what stands outside.
+    Holds a block and the longest story in memory. Raises ValueError that names a story without its end."""
+    def unfinished(story):
+        title, prose = split_story(story.partition(START)[0])
+        name = title or textwrap.shorten(prose, 40) or "no title"
+        return ValueError(f"story {stories} of {str(path)!r} ({name!r}) has no {END}; put {END} on the line after it")
+
+    rest, stories = "", 0
     for block in read_blocks(path):
-        buffer += block
-        while (end := buffer.find(END)) >= 0:
-            piece, buffer = buffer[:end + len(END)], buffer[end + len(END):]
-            outside, start, story = piece.partition(START)
-            if outside.strip():
-                yield outside.strip("\n") + "\n", False
+        *ended, rest = (rest + block).split(END)
+        for text in ended:
+            outside, start, story = (text + END).partition(START)
+            yield from ((piece, False) for piece in cut(outside) if piece.strip())
             if start:
                 stories += 1
-                refuse_unfinished(path, stories, story.partition(START))
+                if START in story:
+                    raise unfinished(story)
                 yield start + story + "\n", True
-        while START not in buffer and len(buffer) > UNMARKED_PIECE + len(START):
-            cut = max(buffer.rfind(space, 1, UNMARKED_PIECE) for space in ("\n\n", "\n", " "))
-            cut = cut if cut > 0 else UNMARKED_PIECE
-            yield buffer[:cut], False
-            buffer = buffer[cut:]
-    refuse_unfinished(path, stories + 1, buffer.partition(START)[::-1])
-    if buffer.strip():
-        yield buffer.strip("\n") + "\n", False
-
-
-def refuse_unfinished(path, number, parts):
-    """`parts`: a story, a second <|start|> if one stands before its end, and what follows."""
-    story, second_start, _ = parts
-    if second_start:
-        title, prose = split_story(story)
-        name = title or textwrap.shorten(prose, 40) or "no title"
-        raise ValueError(f"story {number} of {str(path)!r} ({name!r}) has no {END}; put {END} on a line after its last")
+        if START not in rest:
+            *pieces, rest = cut(rest)
+            yield from ((piece, False) for piece in pieces if piece.strip())
+    if START in rest:
+        stories += 1
+        raise unfinished(rest.partition(START)[2])
+    yield from ((piece, False) for piece in cut(rest) if piece.strip())
 
 
 @dataclass
 class Corpus:
-    """A corpus ready for training: `train_ids` and `val_ids` are 1-D uint16 tensors in memory-mapped
-    files, so a corpus may be larger than memory; `fingerprint` is the SHA-256 of the cleaned text;
-    `notes` are sentences that tell the person what the corpus lacks."""
-    train_ids: torch.Tensor
+    """A corpus ready for training. Its tokens lie in memory-mapped files, so it may be larger than memory."""
+    train_ids: torch.Tensor         # (tokens,) uint16
     val_ids: torch.Tensor
     stories: int
     characters: int
-    fingerprint: str
-    notes: list
+    fingerprint: str                # the SHA-256 of the cleaned text
+    notes: list                     # sentences that tell the person what the corpus lacks
 
 
 def load_corpus(path=DEFAULT_CORPUS, tokenizer=None, validation_fraction=0.1, seed=0, cache_dir=None):
@@ -964,61 +944,59 @@ def load_corpus(path=DEFAULT_CORPUS, tokenizer=None, validation_fraction=0.1, se
 
     The file is read in a stream, once to check and count it and once to tokenize it; the tokens stay
     in `cache_dir` (default: in the system's temporary folder), keyed by all that they depend on.
-    Text without markers is cut into pieces at paragraphs, which then count as stories.
     Raises what `read_blocks` and `read_stories` raise, and ValueError for fewer than two stories.
     """
     tokenizer = tokenizer or get_tokenizer()
     check_number("validation_fraction", validation_fraction, 0, 0.9)
-    digest, characters, lengths, marked, titled = hashlib.sha256(), 0, [], 0, 0
+    digest, characters, stories, marked, titled = hashlib.sha256(), 0, 0, 0, 0
     for text, is_story in read_stories(path):
         digest.update(text.encode())
-        characters += len(text)
-        lengths.append(len(text))
-        marked += is_story
-        titled += TITLE in text
-    if len(lengths) < 2:
-        raise ValueError(f"{str(path)!r} holds {len(lengths)} story; add at least one more (each between {START} and "
+        characters, stories = characters + len(text), stories + 1
+        marked, titled = marked + is_story, titled + (is_story and TITLE in text)
+    if stories < 2:
+        raise ValueError(f"{str(path)!r} holds {stories} story; add at least one more (each between {START} and "
                          f"{END}), so that one can be kept for validation")
-    for_validation = np.random.default_rng(seed).permutation(len(lengths))[:max(1, round(validation_fraction * len(lengths)))]
+    order = np.random.default_rng(seed).permutation(stories)
+    for_validation = set(order[:max(1, round(validation_fraction * stories))].tolist())
     key = f"{digest.hexdigest()}|{tokenizer_name(tokenizer)}|{seed}|{validation_fraction}"
     folder = Path(cache_dir or Path(tempfile.gettempdir()) / "golpo-kothok-tokens")
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.{part}.u16" for part in ("train", "val")]
     if not all(file.exists() for file in files):
-        write_tokens(path, tokenizer, set(for_validation.tolist()), files, characters)
+        write_tokens(path, tokenizer, for_validation, files, characters)
     train_ids, val_ids = (torch.from_numpy(np.memmap(file, dtype=np.uint16, mode="c")) for file in files)
-    return Corpus(train_ids, val_ids, len(lengths), characters, digest.hexdigest(), corpus_notes(lengths, marked, titled, tokenizer))
-
-
-def corpus_notes(lengths, marked, titled, tokenizer):
-    """What a person should know about a corpus before training on it: a list of sentences."""
-    notes = []
-    if marked == 0:
-        notes.append(f"The corpus has no {START} … {END} markers: it was cut into {len(lengths)} pieces at paragraphs, "
-                     f"and the model will learn neither where stories begin nor where they end.")
-    elif marked < len(lengths):
-        notes.append(f"{len(lengths) - marked} pieces of text stand outside of any {START} … {END}; they are trained on as they are.")
-    if marked and titled < marked:
-        notes.append(f"{marked - titled} of {marked} stories have no {TITLE} line; titles are learned from the others.")
-    if START not in tokenizer.special_tokens_set:
-        notes.append("This vocabulary has no tokens for the markers; they are spelled out in several tokens each.")
-    return notes
+    notes = {
+        f"The corpus has no {START} … {END} markers: it was cut into {stories} pieces at paragraphs, and the "
+        f"model will learn neither where stories begin nor where they end.": marked == 0,
+        f"{stories - marked} pieces of text stand outside of any {START} … {END}; they are trained on as they "
+        f"are.": 0 < marked < stories,
+        f"{marked - titled} of {marked} stories have no {TITLE} line.": titled < marked,
+        "This vocabulary has no tokens for the markers; they are spelled out in several tokens "
+        "each.": START not in tokenizer.special_tokens_set}
+    return Corpus(train_ids, val_ids, stories, characters, digest.hexdigest(), [note for note in notes if notes[note]])
 
 
 def write_tokens(path, tokenizer, for_validation, files, characters):
     """Tokenize the stories of `path` into two files of uint16, whole or not at all."""
     from tqdm.auto import tqdm
-    parts = [file.with_name(f"{file.name}.{os.getpid()}.part") for file in files]
     with contextlib.ExitStack() as stack:
-        train, val = (stack.enter_context(open(part, "wb")) for part in parts)
-        bar = stack.enter_context(tqdm(total=characters, unit="char", unit_scale=True, desc="tokenizing", disable=characters < 5e6))
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=files[0].parent)))
+        parts = [stack.enter_context(open(work / file.name, "wb")) for file in files]
+        bar = stack.enter_context(tqdm(total=characters, unit="char", unit_scale=True, desc="tokenizing",
+                                       disable=characters < 5e6))
         for i, (text, _) in enumerate(read_stories(path)):
-            for start in range(0, len(text), BLOCK):
-                ids = encode(text[start:start + BLOCK], tokenizer)
-                (val if i in for_validation else train).write(np.array(ids, dtype=np.uint16).tobytes())
+            for piece in cut(text, BLOCK):
+                parts[i in for_validation].write(np.array(encode(piece, tokenizer), dtype=np.uint16).tobytes())
             bar.update(len(text))
-    for part, file in zip(parts, files):
-        os.replace(part, file)
+        for part, file in zip(parts, files):
+            part.close()
+            os.replace(part.name, file)
+
+
+def story_bounds(ids, start_id):
+    """Where stories begin in a row of tokens, and where the last ends: 0, …, len(ids)."""
+    starts = np.flatnonzero(ids.numpy() == start_id) if start_id is not None else []
+    return np.unique([0, *starts, len(ids)]).tolist()
 
 
 class GPTDataset(torch.utils.data.Dataset):
@@ -1026,20 +1004,26 @@ class GPTDataset(torch.utils.data.Dataset):
     (max_length,), the target being the input shifted by one.
 
     txt: a text, or its ids as a 1-D tensor (then no tokenizer is needed). stride: tokens from one
-    window's start to the next. Raises ValueError if there is not one whole window.
+    window's start to the next. start_id: the token that stories start with; then windows are counted
+    off from each story's start, so that a story is learned as it is told, from its beginning.
+    Raises ValueError if there is not one whole window.
     """
 
-    def __init__(self, txt, tokenizer, max_length, stride):
+    def __init__(self, txt, tokenizer, max_length, stride, *, start_id=None):
         check_number("max_length", max_length, 1, whole=True)
         check_number("stride", stride, 1, whole=True)
         self.ids = txt if isinstance(txt, torch.Tensor) else text_to_token_ids(txt, tokenizer)[0]
-        self.max_length, self.stride = max_length, stride
-        if len(self) < 1:
-            raise ValueError(f"the text has {len(self.ids):,} tokens, fewer than one window of {max_length} and the token "
-                             f"after it; bring more text or lower context_length")
+        self.max_length, last = max_length, len(self.ids) - max_length - 1
+        if last < 0:
+            raise ValueError(f"the text has {len(self.ids):,} tokens, fewer than one window of {max_length} and the "
+                             f"token after it; bring more text or lower context_length")
+
+        bounds = story_bounds(self.ids, start_id)
+        starts = np.concatenate([np.arange(begin, end, stride) for begin, end in itertools.pairwise(bounds)])
+        self.starts = torch.from_numpy(starts[starts <= last] if len(bounds) == 2 else np.unique(np.minimum(starts, last)))
 
     def __len__(self):
-        return max(0, -(-(len(self.ids) - self.max_length) // self.stride))
+        return len(self.starts)
 
     def __getitem__(self, i):
         inputs, targets = self.batch([range(len(self))[i]])
@@ -1047,12 +1031,13 @@ class GPTDataset(torch.utils.data.Dataset):
 
     def batch(self, windows):
         """Several windows at once: (b,) indices → inputs and targets, LongTensors (b, max_length)."""
-        starts = torch.as_tensor(windows)[:, None] * self.stride                           # (b, 1)
+        starts = self.starts[torch.as_tensor(windows)][:, None]                            # (b, 1)
         ids = self.ids[(starts + torch.arange(self.max_length + 1)).to(self.ids.device)].long()
         return ids[:, :-1], ids[:, 1:]
 
 
-def create_dataloader(txt, batch_size=8, max_length=512, stride=512, shuffle=True, drop_last=True, num_workers=0, *, tokenizer=None):
+def create_dataloader(txt, batch_size=8, max_length=512, stride=512, shuffle=True, drop_last=True, num_workers=0, *,
+                      tokenizer=None):
     """A torch DataLoader over the windows of `txt`: batches of (input_ids, target_ids), each (b, max_length)."""
     dataset = GPTDataset(txt, tokenizer or get_tokenizer(), max_length, stride)
     return torch.utils.data.DataLoader(dataset, batch_size, shuffle, drop_last=drop_last, num_workers=num_workers)
@@ -1061,73 +1046,57 @@ def create_dataloader(txt, batch_size=8, max_length=512, stride=512, shuffle=Tru
 def fetch_corpus(source, folder=PROJECT / "data", timeout=30):
     """Bring a corpus to local disk in the story format; return its path.
 
-    source: a name in CORPORA, a URL, or a path (on Drive, say), which is copied: reading a file
-    there again and again is slow. It is streamed to disk, checked, converted, and given its name last,
-    so that no half a file is ever taken for a whole one. What is there already is not fetched again.
-    Raises ConnectionError for a download that fails or breaks off, and what `read_blocks` raises.
+    source: a name in CORPORA, a URL, or a path (on Drive, say, where reading again and again is slow).
+    It is streamed, checked, converted, and given its name last, so that no half a file is ever taken for
+    a whole one. What is there already is not fetched again. timeout: seconds of silence.
+    Raises FileNotFoundError, ConnectionError unless all came, as text, and what `read_blocks` raises.
     """
     source = CORPORA.get(str(source), str(source))
-    destination = Path(folder) / f"{hashlib.sha256(source.encode()).hexdigest()[:8]}-{Path(source).name or 'corpus.txt'}"
-    is_url = re.match(r"https?://", source)
+    is_url = source.startswith(("http://", "https://"))
     if not is_url and not Path(source).is_file():
-        raise FileNotFoundError(f"there is no corpus at {source!r}; give a URL, a file's path, or one of {', '.join(CORPORA)}")
-    if destination.exists() and (is_url or destination.stat().st_mtime >= Path(source).stat().st_mtime):
-        return destination
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    raw, part = destination.with_name(destination.name + ".raw"), destination.with_name(destination.name + ".part")
-    try:
-        download(source, raw, timeout) if is_url else shutil.copyfile(source, raw)
-        convert_to_stories(raw, part)
-        os.replace(part, destination)
-    finally:
-        raw.unlink(missing_ok=True)
-        part.unlink(missing_ok=True)
+        raise FileNotFoundError(f"there is no corpus at {source!r}; give a URL, a path, or one of {', '.join(CORPORA)}")
+    stem = Path(source.partition("?")[0] if is_url else source).stem
+    name = f"{hashlib.sha256(source.encode()).hexdigest()[:8]}-{stem}.txt"
+    destination = Path(folder) / name
+    if not destination.exists() or not is_url and destination.stat().st_mtime < Path(source).stat().st_mtime:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as work:
+            local = download(source, Path(work) / "download", timeout) if is_url else source
+            os.replace(convert_to_stories(local, Path(work) / name), destination)
     return destination
 
 
 def download(url, path, timeout):
-    """Stream `url` into the file `path`. Raises ConnectionError unless all of it came, as text."""
+    """Stream `url` into the file `path`; return it."""
     import http.client
     import urllib.request
     from tqdm.auto import tqdm
     try:
         with urllib.request.urlopen(url, timeout=timeout) as answer, open(path, "wb") as file:
+            if answer.headers.get_content_type() == "text/html":
+                raise ValueError("it is a web page, not a text file")
             size = int(answer.headers.get("Content-Length") or 0)
-            kind = answer.headers.get_content_type()
-            with tqdm(total=size or None, unit="B", unit_scale=True, desc="downloading") as bar:
-                while block := answer.read(BLOCK):
-                    file.write(block)
-                    bar.update(len(block))
-            received = file.tell()
+            with tqdm.wrapattr(answer, "read", total=size or None, desc="downloading", leave=False) as reader:
+                shutil.copyfileobj(reader, file, BLOCK)
+            if size and file.tell() != size:
+                raise ValueError(f"it broke off after {file.tell():,} of {size:,} bytes")
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise ConnectionError(f"downloading {url} failed ({error}); check the address and the network, and run again") from error
-    if size and received != size:
-        raise ConnectionError(f"downloading {url} broke off after {received:,} of {size:,} bytes; run again")
-    if kind == "text/html":
-        raise ConnectionError(f"{url} is a web page, not a text file; give the address of the file itself")
+        raise ConnectionError(f"downloading {url} failed: {error}; check address and network, and run again") from error
+    return path
 
 
 def convert_to_stories(source, destination):
-    """Write `source` in the project's story format: as it is, but where stories are separated by
-    <|endoftext|>, as in TinyStories, with our markers around each. Streamed."""
-    separator, buffer = "<|endoftext|>", ""
-
-    def write(story):
-        if story.strip():
-            out.write(f"{START}\n{story.strip()}\n{END}\n")
-
-    blocks = read_blocks(source)
+    """Write `source` in the project's story format, and return `destination`: as it is, but where
+    <|endoftext|> separates stories, as in TinyStories, with our markers around each."""
+    separator, rest, head = "<|endoftext|>", "", next(read_blocks(source))
+    separated = START not in head and separator in head
     with open(destination, "w", encoding="utf-8", newline="\n") as out:
-        first = next(blocks)
-        separated = START not in first and separator in first
-        for block in itertools.chain([first], blocks):
-            if not separated:
-                out.write(block)
-                continue
-            *stories, buffer = (buffer + block).split(separator)
-            for story in stories:
-                write(story)
-        write(buffer)
+        for block in itertools.chain(read_blocks(source), [separator] * separated):
+            if separated:
+                *stories, rest = (rest + block).split(separator)
+                block = "".join(f"{START}\n{story.strip()}\n{END}\n" for story in stories if story.strip())
+            out.write(block)
+    return destination
 
 
 # ============================================================================================
@@ -1136,7 +1105,7 @@ def convert_to_stories(source, destination):
 
 FORMAT_VERSION = 1
 DEFAULT_CHECKPOINTS = PROJECT / "gpt_checkpoints"
-SLOTS, BEST = ("checkpoint_a.pt", "checkpoint_b.pt"), "checkpoint_best.pt"
+SLOTS, BEST, METRICS = ("checkpoint_a.pt", "checkpoint_b.pt"), "checkpoint_best.pt", "metrics.jsonl"
 
 
 class CheckpointError(ValueError):
@@ -1148,6 +1117,15 @@ def sha256_of(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def marker_of(path):
+    return Path(path).with_suffix(".json")
+
+
+def seal(marker):
+    """A marker's own check sum, without which a flipped digit of its step would pass for another step."""
+    return hashlib.sha256(json.dumps({**marker, "seal": None}, sort_keys=True).encode()).hexdigest()
+
+
 def write_whole(path, write):
     """Let `write` fill a new file, see it on the disk, and only then give it the name `path`."""
     part = path.with_name(path.name + ".part")
@@ -1157,128 +1135,116 @@ def write_whole(path, write):
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-    except BaseException:
+    except BaseException as error:
         part.unlink(missing_ok=True)
-        raise
-
-
-def marker_of(path):
-    return Path(path).with_suffix(".json")
-
-
-def write_checkpoint(path, checkpoint):
-    """Write the dict `checkpoint` to `path`, and beside it the marker that makes it valid; return the marker.
-
-    The marker, a small .json of the same name, is written last: a checkpoint without it was never
-    finished. It holds the file's size and SHA-256, taken by reading the file back, for torch itself
-    would not notice flipped bits. Raises OSError when the disk is full or gone; what stood at other
-    names is untouched.
-    """
-    path = Path(path)
-    write_whole(path, lambda file: torch.save(checkpoint, file))
-    marker = {"format_version": FORMAT_VERSION, "file": path.name, "size": path.stat().st_size, "sha256": sha256_of(path),
-              "step": checkpoint["global_step"], "epoch": checkpoint["epoch"], "torch_version": torch.__version__,
-              **{key: checkpoint.get(key) for key in ("config", "tokenizer", "corpus", "val_loss", "best_val_loss", "saved_at")}}
-    write_whole(marker_of(path), lambda file: file.write(json.dumps(marker, indent=1).encode()))
-    return marker
-
-
-def copy_checkpoint(source, destination):
-    """Bring a finished checkpoint to its lasting place and verify it there, the marker last.
-
-    The file is overwritten in place: on Drive a replaced or deleted file would go to the Trash and
-    go on filling the quota. While that lasts the old marker does not fit, so nobody reads it.
-    """
-    marker = json.loads(marker_of(source).read_text())
-    for file in (source, marker_of(source)):
-        target = Path(destination).with_suffix(file.suffix)
-        with open(file, "rb") as old, open(target, "wb") as new:
-            shutil.copyfileobj(old, new, BLOCK)
-            new.flush()
-            os.fsync(new.fileno())
-        if file == source and sha256_of(target) != marker["sha256"]:
-            raise OSError(5, "the copy differs from what was written", str(target))
+        # When the disk refuses, torch.save raises a RuntimeError about its own state over the real reason.
+        raise error.__context__ if isinstance(error.__context__, OSError) else error
 
 
 def save_checkpoint(model, optimizer, epoch, global_step, train_losses, val_losses, track_tokens_seen, tokens_seen,
                     checkpoint_dir, checkpoint_file, *, weights=None, **more):
-    """Save a training's state, with its marker, under checkpoint_dir/checkpoint_file; return the path.
+    """Save a training's state under checkpoint_dir/checkpoint_file, and beside it its marker; return the path.
 
-    optimizer may be None (a model to tell with). weights: a state dict to save instead of the model's
-    present one. `more`: further entries, made of tensors and plain Python values. Raises CheckpointError instead of writing weights that are not finite, OSError
-    when the disk refuses.
+    The marker, a small .json of the same name, is written last: a checkpoint without it was never
+    finished. It holds the file's size and SHA-256, for torch itself would not notice flipped bits.
+    optimizer: None for a model to tell with. weights: a state dict to save instead of the model's present
+    one. more: further entries, made of tensors and plain Python values. Raises OSError when the disk
+    refuses (what stood at other names is untouched), CheckpointError if a weight is not finite.
     """
     weights = weights or model.state_dict()
     for name, tensor in weights.items():
         if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"not saved: the weights {name!r} hold NaN or infinity at step {global_step}")
+            raise CheckpointError(f"the weights {name!r} hold NaN or infinity at step {global_step}")
     path = Path(checkpoint_dir) / checkpoint_file
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_checkpoint(path, {
-        "epoch": epoch, "global_step": global_step,
-        "model_state_dict": weights,
-        "optimizer_state_dict": optimizer.state_dict() if optimizer else None,
-        "train_losses": list(train_losses), "val_losses": list(val_losses),
-        "track_tokens_seen": list(track_tokens_seen), "tokens_seen": tokens_seen,
-        "config": dict(model.config), "format_version": FORMAT_VERSION,
-        "saved_at": time.strftime("%Y-%m-%d %H:%M:%S"), **more})
+    about = {"format_version": FORMAT_VERSION, "config": dict(model.config),
+             "saved_at": time.strftime("%Y-%m-%d %H:%M:%S")}
+    checkpoint = {
+        "epoch": epoch, "global_step": global_step, "model_state_dict": weights,
+        "optimizer_state_dict": optimizer.state_dict() if optimizer else None, "train_losses": list(train_losses),
+        "val_losses": list(val_losses), "track_tokens_seen": list(track_tokens_seen), "tokens_seen": tokens_seen,
+        **about, **more}
+    marker = {**about, "file": path.name, "step": global_step, "torch_version": torch.__version__,
+              **{key: more.get(key) for key in ("tokenizer", "corpus", "best_val_loss")}}
+
+    def write(file):
+        torch.save(checkpoint, file)
+        file.flush()
+        if zipfile.ZipFile(file.name).testzip():                    # reads all of it back
+            raise OSError(errno.EIO, "what was written reads back differently", str(path))
+        marker.update(size=file.tell(), sha256=sha256_of(file.name))
+
+    write_whole(path, write)
+    marker["seal"] = seal(marker)
+    write_whole(marker_of(path), lambda file: file.write(json.dumps(marker, indent=1).encode()))
     return path
 
 
+def copy_checkpoint(source, destination):
+    """Bring a finished checkpoint to its lasting place, unless it is there, and verify it, the marker last.
+
+    The file is overwritten in place: on Drive a replaced or deleted file would go to the Trash and
+    go on filling the quota. While that lasts the old marker does not fit, so nobody reads it.
+    """
+    if marker_of(destination).exists() and sha256_of(marker_of(destination)) == sha256_of(marker_of(source)):
+        return
+    for old, new in ((source, destination), (marker_of(source), marker_of(destination))):
+        with open(old, "rb") as reader, open(new, "wb") as writer:
+            shutil.copyfileobj(reader, writer, BLOCK)
+            writer.flush()
+            os.fsync(writer.fileno())
+        if sha256_of(new) != sha256_of(old):
+            raise OSError(errno.EIO, "the copy differs from what was written", str(new))
+
+
 def family(path):
-    """Files of the same name and ending as `path`, with the twins that Drive calls "name (1).pt"."""
-    path = Path(path)
-    plain = re.sub(r" \(\d+\)$", "", path.stem)
-    alike = re.compile(re.escape(plain) + r"( \(\d+\))?" + re.escape(path.suffix))
+    """Files of the same name as `path`, with the twins that Drive calls "name (1).pt"."""
+    plain = re.escape(re.sub(r" \(\d+\)$", "", path.stem))
+    alike = re.compile(plain + r"( \(\d+\))?" + re.escape(path.suffix))
     return sorted(file for file in path.parent.glob("*" + path.suffix) if alike.fullmatch(file.name))
 
 
 def verify_checkpoint(path):
     """Return the marker of the checkpoint at `path`, or raise CheckpointError that says what is wrong."""
-    path, markers = Path(path), []
-    for file in family(marker_of(path)):
-        with contextlib.suppress(ValueError, OSError):
+    path, markers, files = Path(path), [], family(marker_of(path))
+    for file in files:
+        with contextlib.suppress(ValueError, TypeError, KeyError):
             marker = json.loads(file.read_text(encoding="utf-8"))
-            if isinstance(marker, dict) and {"size", "sha256", "format_version", "step"} <= marker.keys():
-                markers.append(marker)
-    if not markers:
-        state = "can't be read" if marker_of(path).exists() else "is missing: it was never finished"
-        raise CheckpointError(f"{path.name} can't be trusted: its marker {marker_of(path).name} {state}")
-    if not path.is_file():
-        raise CheckpointError(f"{path.name} is missing, though its marker is there")
-    size = path.stat().st_size
-    if size not in [marker["size"] for marker in markers]:
-        raise CheckpointError(f"{path.name} has {size:,} bytes instead of {markers[0]['size']:,}: it was cut short or not wholly written")
-    digest = sha256_of(path)
+            markers += [marker] if marker["seal"] == seal(marker) else []
+    size, digest = path.stat().st_size, sha256_of(path)
     marker = next((marker for marker in markers if marker["sha256"] == digest), None)
-    if marker is None:
-        raise CheckpointError(f"{path.name} is damaged: its contents are not those that were saved")
-    if marker["format_version"] > FORMAT_VERSION:
-        raise CheckpointError(f"{path.name} has format version {marker['format_version']}, newer than this program's {FORMAT_VERSION}; update golpo_utils.py")
-    return marker
+    if not markers:
+        wrong = f"has no whole marker {marker_of(path).name}: it was never finished, or that is damaged"
+    elif size not in [marker["size"] for marker in markers]:
+        wrong = f"has {size:,} bytes instead of {markers[0]['size']:,}: it was cut short or not wholly written"
+    elif marker is None:
+        wrong = "is damaged: its contents are not those that were saved"
+    elif marker["format_version"] > FORMAT_VERSION:
+        wrong = f"has format version {marker['format_version']}, newer than {FORMAT_VERSION}; update golpo_utils.py"
+    else:
+        return marker
+    raise CheckpointError(f"{path.name} {wrong}")
 
 
-def newest_checkpoint(folder, which="newest"):
-    """The newest good checkpoint in `folder` (of the two slots, or "best") → (path, marker), or None
-    if there is no checkpoint at all.
-
-    Goes from the newest to the oldest, prints which it passes over and why. Knows the names that
-    Drive gives to twins, such as "checkpoint_a (1).pt". Raises CheckpointError if all are bad.
-    """
-    found = [path for name in ([BEST] if which == "best" else SLOTS) for path in family(Path(folder) / name)]
-    good, bad = [], []
-    for path in found:
+def newest_checkpoint(folder, which="newest", staging=None):
+    """The newest good checkpoint in `folder` and in `staging`, where it was written first → (path, marker);
+    for "best" the best, or the newest if there is none; None if there is no checkpoint at all.
+    Prints which bad ones it passes over and why. Raises CheckpointError if all are bad."""
+    good, bad, names = [], [], (BEST, *SLOTS) if which == "best" else SLOTS
+    for place, name in itertools.product(filter(None, (folder, staging)), names):
         try:
-            good.append((path, verify_checkpoint(path)))
-        except CheckpointError as error:
-            bad.append(str(error))
-    if not found:
-        return None
+            for path in family(Path(place) / name):
+                try:
+                    good.append((path, verify_checkpoint(path)))
+                except CheckpointError as error:
+                    bad.append(str(error))
+        except OSError as error:                                    # Drive has gone
+            bad.append(f"{str(place)!r} can't be read ({error.strerror})")
     for reason in bad:
         print(f"Passed over: {reason}.")
-    if not good:
-        raise CheckpointError(f"no checkpoint in {str(folder)!r} is whole ({'; '.join(bad)}); move them away to begin anew")
-    return max(good, key=lambda pair: pair[1]["step"])
+    if bad and not good:
+        raise CheckpointError(f"no checkpoint in {str(folder)!r} is whole ({'; '.join(bad)}); move them away")
+    return max(good, key=lambda pair: (pair[1]["file"] == names[0] == BEST, pair[1]["step"]), default=None)
 
 
 def read_checkpoint(path):
@@ -1287,7 +1253,7 @@ def read_checkpoint(path):
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint at {str(path)!r}; look into its folder, or train first")
-    if marker_of(path).exists():
+    if family(marker_of(path)):
         verify_checkpoint(path)
     else:
         warnings.warn(f"{path.name} has no marker beside it, so it can't be checked; it is read as it is", stacklevel=3)
@@ -1311,9 +1277,14 @@ def load_checkpoint(model, checkpoint_path, optimizer=None):
 
 
 def restore(model, checkpoint, name, optimizer=None):
-    """`load_checkpoint` for a checkpoint that has been read; `name` is what errors call it."""
+    """`load_checkpoint` of one that has been read; `name` is what errors call it."""
     state = {key: tensor for key, tensor in checkpoint["model_state_dict"].items() if not key.endswith(".att.mask")}
-    check_state_fits(model, state, name)
+    expected = model.state_dict()
+    for key in [*expected, *state]:
+        theirs, ours = (tuple(weights[key].shape) if key in weights else "missing" for weights in (state, expected))
+        if theirs != ours:
+            raise CheckpointError(f"{name} and the model differ in {key!r}: {theirs} there, {ours} here; "
+                                  f"make the model from the checkpoint's own config")
     tied_here = model.out_head.weight is model.tok_emb.weight
     if tied_here and not torch.equal(state["out_head.weight"], state["tok_emb.weight"]):
         untie_head(model)
@@ -1321,40 +1292,26 @@ def restore(model, checkpoint, name, optimizer=None):
             optimizer.param_groups[-1]["params"].append(model.out_head.weight)
     model.load_state_dict(state)
     if optimizer is not None:
-        if checkpoint.get("optimizer_state_dict") is None:
-            raise CheckpointError(f"{name} was saved for telling, without its optimizer; resume from another")
         try:
             optimizer.load_state_dict(checkpoint["optimizer_state_dict"])
-        except ValueError as error:
-            raise CheckpointError(f"{name} has an optimizer of another make ({error}); load it without one, "
-                                  f"and train on with a fresh one") from None
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{name} has no optimizer of this make ({error!r}); load it without one, and train "
+                                  f"on with a fresh one") from None
     return {key: value for key, value in checkpoint.items() if key not in ("model_state_dict", "optimizer_state_dict")}
 
 
-def check_state_fits(model, state, name):
-    """Raise CheckpointError that names the first weight which the model lacks, or has in another shape."""
-    expected = model.state_dict()
-    for key in [*expected, *state]:
-        if key not in state or key not in expected:
-            raise CheckpointError(f"{name} and the model differ in {key!r}: only one of them has it; "
-                                  f"make the model from the checkpoint's own config")
-        if state[key].shape != expected[key].shape:
-            raise CheckpointError(f"{name} has {key!r} in shape {tuple(state[key].shape)}, the model in "
-                                  f"{tuple(expected[key].shape)}; make the model from the checkpoint's own config")
-
-
-def load_storyteller(source=DEFAULT_CHECKPOINTS, device="cpu", which="newest"):
+def load_storyteller(source=DEFAULT_CHECKPOINTS, device="cpu", which="newest", staging=None):
     """A model ready to tell, with its tokenizer → (model, tokenizer, about).
 
-    source: a checkpoint file, or a folder, of which the "newest" or the "best" checkpoint is taken.
-    about: the rest of the checkpoint and its "path". An original checkpoint, which has no config,
-    is taken for GPT_CONFIG_124M. Raises FileNotFoundError if there is none.
+    source: a checkpoint file, or a folder (see `newest_checkpoint`). about: the rest of the checkpoint and
+    its "path". An original checkpoint, which has no config, is taken for GPT_CONFIG_124M.
+    Raises FileNotFoundError if there is none.
     """
     path = Path(source)
     if not path.is_file():
-        found = newest_checkpoint(path, which)
+        found = newest_checkpoint(path, which, staging)
         if found is None:
-            raise FileNotFoundError(f"there is no checkpoint in {str(path)!r} yet; train first, with notebooks/train.ipynb")
+            raise FileNotFoundError(f"there is no checkpoint in {str(path)!r} yet; train first (notebooks/train.ipynb)")
         path = found[0]
     checkpoint = read_checkpoint(path)
     model = GPTModel(checkpoint.get("config") or GPT_CONFIG_124M)
@@ -1365,84 +1322,122 @@ def load_storyteller(source=DEFAULT_CHECKPOINTS, device="cpu", which="newest"):
 class CheckpointKeeper:
     """Keeps one training's checkpoints in `folder`: two slots in turn, and the best.
 
-    staging: for a slow or remote folder such as Drive, a local one in which checkpoints are written
-    first; a thread then copies them, and training goes on meanwhile. A save that fails warns, and
-    training goes on too. Use it in a `with`: that locks the folder against a second training.
+    staging: where `folder` is slow or remote, such as Drive, a local one that is written first; a thread
+    then copies, and training goes on meanwhile. A save that fails warns, and training goes on too.
+    Use it in a `with`: that locks the folder against a second training, and waits at the end for the
+    last copy, at most `patience` seconds.
     """
 
-    def __init__(self, folder, staging=None):
-        self.folder, self.staging = Path(folder), Path(staging) if staging else None
-        self.turn, self.copying = 0, None
+    def __init__(self, folder, staging=None, patience=600):
+        self.folder, self.place, self.patience = Path(folder), Path(staging or folder), patience
+        self.turn, self.step = 0, -1                            # which slot is next; the step that was saved last
+        self.tried_at, self.failed = time.monotonic(), False    # the last try to save
+        self.copying = threading.Thread()
 
     def __enter__(self):
-        place = self.staging or self.folder
-        place.mkdir(parents=True, exist_ok=True)
-        self.lock = open(place / ".lock", "a")
-        try:
+        self.place.mkdir(parents=True, exist_ok=True)
+        self.lock = open(self.place / ".lock", "a")
+        with contextlib.suppress(ImportError):                  # Windows has no such lock
             import fcntl
-            # The system drops this lock when the process dies, however it dies.
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:                                     # Windows has no such lock
-            pass
-        except OSError:
-            self.lock.close()
-            raise CheckpointError(f"another training is writing to {str(self.folder)!r}; stop it, or choose "
-                                  f"another checkpoint_dir") from None
+            try:
+                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)       # it ends with the process, however
+            except OSError:
+                raise CheckpointError(f"another training is writing to {str(self.folder)!r}; stop it, or choose "
+                                      f"another checkpoint_dir") from None
+        if not (self.place / METRICS).exists():
+            with contextlib.suppress(OSError):
+                shutil.copyfile(self.folder / METRICS, self.place / METRICS)
         return self
 
     def __exit__(self, *_):
-        self.flush()
+        if self.wait(self.patience) and self.failed:            # what could not be copied is tried a last time
+            self.bring_home()
+        if not self.wait(self.patience):
+            print(f"Warning: {str(self.folder)!r} is slow; a copy to it is still under way after {self.patience} "
+                  f"seconds. Step {self.step:,} lies in {str(self.place)!r}.")
         self.lock.close()
 
     def check_room(self, model):
         """Raise OSError unless the folder can be written and has room for two slots and the best."""
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
-        one = 3 * weights                                       # the weights and AdamW's two averages
-        for place in filter(None, (self.folder, self.staging)):
+        for place in {self.folder, self.place}:
             try:
                 place.mkdir(parents=True, exist_ok=True)
                 (place / ".probe").write_bytes(b"golpo")
+                # Weights and AdamW's two averages, in two slots and once more while one is written; the best's weights.
+                needed = 10 * weights - sum(file.stat().st_size for file in place.glob("checkpoint_*.pt"))
+                if (free := shutil.disk_usage(place).free) < needed:
+                    raise OSError(errno.ENOSPC, f"{free / 1e9:.2f} GB free of the {needed / 1e9:.2f} GB needed")
             except OSError as error:
-                raise OSError(error.errno, f"checkpoints can't be written to {str(place)!r} ({error.strerror}); "
-                                           f"choose another checkpoint_dir") from None
-            there = sum(file.stat().st_size for file in place.glob("checkpoint_*.pt"))
-            needed, free = 3 * one + weights - there, shutil.disk_usage(place).free    # a third while one is written
-            if free < needed:
-                raise OSError(28, f"{str(place)!r} has {free / 1e9:.2f} GB free, and training needs {needed / 1e9:.2f} GB "
-                                  f"for its checkpoints; free some, or choose another checkpoint_dir")
+                raise OSError(error.errno, f"checkpoints can't be written to {str(place)!r}: {error.strerror}; "
+                                           f"make room, or choose another checkpoint_dir") from None
 
     def go_on_after(self, path):
-        """Let the next save take the slot that the checkpoint at `path` is not in."""
+        """Let the next save take the slot that the checkpoint at `path` is not in; if it lies in the staging
+        folder, after it has come to the lasting one."""
         self.turn = 1 if path.stem.startswith(Path(SLOTS[0]).stem) else 0
+        if path.parent == self.place != self.folder:
+            self.turn = 1 - self.turn
+            self.bring_home()
 
-    def save(self, *state, best=False, **more):
-        """`save_checkpoint` in the next slot, or as the best. Returns whether it worked."""
-        name = BEST if best else SLOTS[self.turn]
-        try:
-            self.flush()
-            path = save_checkpoint(*state, self.staging or self.folder, name, **more)
-        except (OSError, RuntimeError, CheckpointError) as error:
-            print(f"Warning: no checkpoint was saved in {str(self.folder)!r} ({error}). Training goes on; the next save tries again.")
+    def due(self, minutes):
+        """Is it time to save? Every so many minutes; within one after a failure; never while a copy is under way."""
+        minutes = min(minutes, 1) if self.failed else minutes
+        return self.wait(0) and time.monotonic() - self.tried_at > 60 * minutes
+
+    def save(self, model, optimizer, *progress, best_weights=None, last=False, **more):
+        """`save_checkpoint` into the next slot, and `best_weights` as the best; return whether that worked.
+        While a copy is under way nothing is saved, but the last save waits for it, and goes without if it hangs."""
+        if progress[1] == self.step:
+            return True
+        at_rest = self.wait(self.patience if last else 0)
+        if not at_rest and not last:
+            self.tried_at = -math.inf                           # as soon as the copy is done
             return False
-        self.turn = self.turn if best else 1 - self.turn
-        if self.staging:
-            self.copying = threading.Thread(target=self.copy, args=(path,), daemon=True)
-            self.copying.start()
+        self.tried_at = time.monotonic()
+        slot = SLOTS[self.turn if at_rest else 1 - self.turn]   # the other one is being copied
+        try:
+            if best_weights:
+                save_checkpoint(model, None, *progress, self.place, BEST, weights=best_weights, **more)
+            save_checkpoint(model, optimizer, *progress, self.place, slot, **more)
+        except (OSError, RuntimeError, CheckpointError) as error:
+            self.warn(error)
+            return False
+        self.step = progress[1]
+        if at_rest:
+            self.bring_home()
         return True
 
-    def copy(self, path):
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            copy_checkpoint(path, self.folder / path.name)
-        except OSError as error:
-            print(f"Warning: the copy of {path.name} to {str(self.folder)!r} failed ({error}). Training goes on; the next save tries again.")
+    def bring_home(self):
+        """See to it that what was saved comes to the lasting folder, in a thread, if that is another one."""
+        self.copying = threading.Thread(target=self.copy, daemon=True)
+        self.copying.start()
+        self.wait(None if self.place == self.folder else 0)
 
-    def flush(self, timeout=600):
-        """Wait for a copy under way, at most `timeout` seconds."""
-        if self.copying:
-            self.copying.join(timeout)
-            if self.copying.is_alive():
-                print(f"Warning: {str(self.folder)!r} is slow; a copy is still under way after {timeout} seconds.")
+    def copy(self):
+        """Only when a slot is whole in the lasting folder does the turn pass to the other, till then the good one."""
+        try:
+            if self.place != self.folder:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                if (self.place / METRICS).exists():
+                    shutil.copyfile(self.place / METRICS, self.folder / METRICS)
+                for name in (BEST, SLOTS[self.turn]):
+                    if marker_of(self.place / name).exists():
+                        copy_checkpoint(self.place / name, self.folder / name)
+            self.turn, self.failed = 1 - self.turn, False
+        except OSError as error:
+            self.warn(error)
+
+    def warn(self, error):
+        self.failed = True
+        print(f"Warning: no checkpoint was saved in {str(self.folder)!r} ({error}). Training goes on, and tries "
+              f"again soon.")
+
+    def wait(self, seconds):
+        """Wait at most so many seconds for a copy under way; return whether none is left."""
+        if self.copying.is_alive():
+            self.copying.join(seconds)
+        return not self.copying.is_alive()
 
 
 # ============================================================================================
@@ -1604,21 +1599,21 @@ def sum_over_processes(*values):
 
 
 @torch.no_grad()
-def evaluate_loss(model, ids, context_length, batch_size=8, dtype=torch.float32, rank=0, world=1):
-    """Mean loss in nats over all of `ids` (1-D), each token predicted once, windows side by side.
-    Of several processes, each takes a share of the batches."""
+def evaluate_loss(model, ids, context_length, start_id=None, batch_size=32, dtype=torch.float32, rank=0, world=1):
+    """Mean loss in nats over all of `ids` (1-D), each token predicted once, in windows side by side that
+    begin anew at each story's `start_id`. Of several processes, each takes a share of the windows."""
     device, total, count = next(model.parameters()).device, 0.0, 0
-    starts = list(range(0, len(ids) - context_length, context_length))
-    tail = starts[-1] + context_length if starts else 0
-    batches = [(starts[i:i + batch_size], context_length) for i in range(0, len(starts), batch_size)]
-    batches += [([tail], len(ids) - 1 - tail)] if len(ids) - 1 > tail else []
+    windows = [(start, min(start + context_length, end - 1)) for begin, end in itertools.pairwise(story_bounds(ids, start_id))
+               for start in range(begin, end - 1, context_length)][rank::world]
     was_training = model.training
     model.eval()
-    for starts, t in batches[rank::world]:
-        rows = torch.stack([ids[start:start + t + 1] for start in starts]).to(device).long()        # (b, t + 1)
+    for i in range(0, len(windows), batch_size):
+        rows = [ids[start:end + 1].long() for start, end in windows[i:i + batch_size]]
+        rows = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-100).to(device)     # (b, t + 1)
+        predicted = int((rows[:, 1:] >= 0).sum())
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            total += float(model(rows[:, :-1], rows[:, 1:])) * len(starts) * t
-        count += len(starts) * t
+            total += float(model(rows[:, :-1].clamp(min=0), rows[:, 1:])) * predicted
+        count += predicted
     model.train(was_training)
     total, count = sum_over_processes(total, count)
     return total / count
@@ -1646,7 +1641,7 @@ def stop_requests():
 
 
 def metrics_file(settings):
-    return Path(settings.staging_dir or settings.checkpoint_dir) / "metrics.jsonl"
+    return Path(settings.staging_dir or settings.checkpoint_dir) / METRICS
 
 
 def trim_metrics(settings, step):
@@ -1670,7 +1665,8 @@ class Training:
         self.rank = torch.distributed.get_rank() if distributed else 0
         self.world = torch.distributed.get_world_size() if distributed else 1
         self.context = model.config["context_length"]
-        self.train_set = GPTDataset(corpus.train_ids, None, self.context, self.context)
+        self.start_id = start_id_of(tokenizer)
+        self.train_set = GPTDataset(corpus.train_ids, None, self.context, self.context, start_id=self.start_id)
         self.steps_per_epoch = -(-len(self.train_set) // settings.batch_size)
         self.total_steps = settings.num_epochs * self.steps_per_epoch
         self.micro_batch_size = settings.micro_batch_size or settings.batch_size
@@ -1754,7 +1750,8 @@ class Training:
         """Measure the validation loss, enter it into the histories and the metrics file, and show it."""
         self.give_up_after_skips()
         state = self.state
-        val_loss = evaluate_loss(self.run, self.corpus.val_ids, self.context, self.micro_batch_size, self.dtype, self.rank, self.world)
+        val_loss = evaluate_loss(self.run, self.corpus.val_ids, self.context, self.start_id,
+                                 dtype=self.dtype, rank=self.rank, world=self.world)
         if not math.isfinite(val_loss):
             raise TrainingError(f"the validation loss at step {state.global_step} is {val_loss}; lower learning_rate (now "
                                 f"{self.settings.learning_rate}) or set precision='fp32', and resume from the last checkpoint")
@@ -1776,7 +1773,7 @@ class Training:
                 file.write(json.dumps(record) + "\n")
             self.view.evaluated(record, state)
 
-    def save(self):
+    def save(self, last=False):
         """Write the state into the next slot, and the best weights, if they are new, beside it."""
         state = self.state
         state.sums, state.scaler = self.sums.tolist(), self.scaler.state_dict()
@@ -1786,23 +1783,23 @@ class Training:
                     state.track_tokens_seen, state.tokens_seen)
         facts = dict(settings=asdict(self.settings), corpus=self.corpus.fingerprint, tokenizer=tokenizer_name(self.tokenizer),
                      state=asdict(state), random_states={"torch": torch.get_rng_state().tolist()}, best_val_loss=state.best_val_loss)
-        if self.best_weights and self.keeper.save(self.model, None, *progress, best=True, weights=self.best_weights, **facts):
+        if self.keeper.save(self.model, self.optimizer, *progress, best_weights=self.best_weights, last=last, **facts):
             self.best_weights = None
-        self.keeper.save(self.model, self.optimizer, *progress, **facts)
 
     def loop(self):
         """Step, evaluate, tell, save, until the epochs are over, or patience, or until asked to stop."""
         settings, state, clock = self.settings, self.state, time.monotonic
         last_step = min(self.total_steps, settings.max_steps or self.total_steps)
-        evaluate_every = max(1, self.steps_per_epoch // settings.evals_per_epoch)
-        started = saved = paced = clock()
+        evals = settings.evals_per_epoch
+        started = paced = clock()
         first_step, tokens_before, seconds_before = state.global_step, state.tokens_seen, state.seconds
         self.model.train()
         with stop_requests() as stop:
             while state.global_step < last_step and state.evals_since_best < (settings.patience or math.inf):
                 self.step()
                 epoch_ends = state.global_step % self.steps_per_epoch == 0
-                if epoch_ends or state.global_step % evaluate_every == 0:
+                position = (state.global_step - 1) % self.steps_per_epoch
+                if (position + 1) * evals // self.steps_per_epoch > position * evals // self.steps_per_epoch:
                     speed = (state.tokens_seen - tokens_before) / (clock() - paced)
                     state.seconds = seconds_before + clock() - started
                     pace = (clock() - started) / (state.global_step - first_step)
@@ -1810,15 +1807,14 @@ class Training:
                     paced, tokens_before = clock(), state.tokens_seen
                 if epoch_ends and settings.sample_tokens and self.rank == 0:
                     self.view.sample("".join(stream_story(self.model, self.tokenizer, max_new_tokens=settings.sample_tokens, seed=settings.seed)))
-                if epoch_ends or clock() - saved > 60 * settings.save_every_minutes:
+                if epoch_ends or self.keeper and self.keeper.due(settings.save_every_minutes):
                     self.save()
-                    saved = clock()
                 if self.rank == 0:
                     self.view.stepped(state)
                 if sum_over_processes(len(stop))[0]:            # all processes stop at the same step
                     break
-            if state.global_step > first_step and state.global_step % self.steps_per_epoch:
-                self.save()
+            if state.global_step > first_step:
+                self.save(last=True)
         if signal.SIGTERM in stop:
             sys.exit(128 + signal.SIGTERM)
 
@@ -1843,23 +1839,26 @@ def train_model(model, optimizer, corpus, tokenizer, settings, state=None, keepe
 
 def describe(record):
     """An evaluation's record as one line."""
-    return (f"epoch {record['epoch']:.2f}  step {record['step']:,}  train {record['train_loss']:.3f}  val {record['val_loss']:.3f}  "
-            f"perplexity {record['val_perplexity']:,.1f}  {record['tokens_per_second']:,.0f} tokens/s  "
+    return (f"epoch {record['epoch']:.2f} · training loss {record['train_loss']:.3f} · validation loss "
+            f"{record['val_loss']:.3f} (perplexity {record['val_perplexity']:,.1f}) · learning rate "
+            f"{record['learning_rate']:.1e} · {record['tokens_per_second']:,.0f} tokens/s · "
             f"{record['seconds_left'] / 60:.1f} min left")
 
 
 class TerminalView:
-    """Training seen from a terminal: one progress bar, a line per evaluation, the samples."""
+    """Training seen from a terminal: one line, written anew again and again, and above it the samples."""
 
-    def start(self, state, total_steps):
+    def start(self, state, total_steps, show=True):
         from tqdm import tqdm
-        self.bar = tqdm(total=total_steps, initial=state.global_step, unit="step", mininterval=1)
+        every = 1 if sys.stderr.isatty() else 60             # seconds; a log file keeps each version of the line
+        self.bar = tqdm(total=total_steps, initial=state.global_step, unit="step", mininterval=every, disable=not show)
 
     def stepped(self, state):
         self.bar.update(state.global_step - self.bar.n)
 
     def evaluated(self, record, state):
-        self.bar.write(describe(record))
+        self.bar.set_postfix_str(f"train {record['train_loss']:.3f}, val {record['val_loss']:.3f}, "
+                                 f"{record['tokens_per_second']:,.0f} tokens/s", refresh=False)
 
     def sample(self, text):
         self.bar.write("\n" + textwrap.indent(text.strip(), "    ") + "\n")
@@ -1874,59 +1873,91 @@ class NotebookView(TerminalView):
     """Training seen from a notebook: one line, one picture and the newest sample, renewed in place."""
 
     def start(self, state, total_steps):
-        from IPython.display import Markdown, display
+        from IPython.display import Image, Markdown, display
+        super().start(state, total_steps, show=False)
         self.line, self.picture, self.story = (display(Markdown(""), display_id=True) for _ in range(3))
-        self.as_markdown, self.drawn_at = Markdown, -math.inf
+        self.image, self.markdown, self.total_steps = Image, Markdown, total_steps
+        self.said_at, self.latest = 0, "not yet evaluated"
+        self.draw(state)                                     # a resumed training shows what it did before
 
     def stepped(self, state):
-        pass
+        if time.monotonic() - self.said_at > 3:
+            self.said_at = time.monotonic()
+            self.line.update(self.markdown(f"step {state.global_step:,} of {self.total_steps:,} · {self.latest}"))
 
     def evaluated(self, record, state):
-        self.line.update(self.as_markdown(describe(record)))
-        if time.monotonic() - self.drawn_at > 5 and len(state.val_losses) > 1:
-            import matplotlib.pyplot as plt
+        self.latest = describe(record)
+        if time.monotonic() - self.drawn_at > 5:             # a picture takes a moment, which training would miss
+            self.draw(state)
+
+    def draw(self, state):
+        self.drawn_at = time.monotonic()
+        if state.val_losses:
             figure = draw_losses(state.track_tokens_seen, state.train_losses, state.val_losses)
-            self.picture.update(figure)
-            plt.close(figure)
-            self.drawn_at = time.monotonic()
+            self.picture.update(self.image(png(figure)))
 
     def sample(self, text):
         title, prose = split_story(text)
-        self.story.update(self.as_markdown(f"**{title or 'Untitled'}**\n\n{prose}"))
+        self.story.update(self.markdown(f"**{title or 'Untitled'}**\n\n{prose}"))
 
     def finish(self, state, total_steps):
-        if state.global_step < total_steps:
-            print(f"Stopped at step {state.global_step:,} of {total_steps:,}, and saved; run this cell again to go on from here.")
+        self.said_at = 0
+        self.stepped(state)
+        self.draw(state)
+        super().finish(state, total_steps)
 
 
 def pick_view():
     return NotebookView() if "ipykernel" in sys.modules else TerminalView()
 
 
-def draw_losses(tokens_seen, train_losses, val_losses):
-    """Training and validation loss over tokens seen, the best point marked → a matplotlib Figure."""
-    import matplotlib.pyplot as plt
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    axes.plot(tokens_seen, train_losses, label="training")
-    axes.plot(tokens_seen, val_losses, label="validation", linestyle="-.")
-    best = int(np.argmin(val_losses))
-    axes.plot(tokens_seen[best], val_losses[best], "o", label=f"best: {val_losses[best]:.3f}")
-    axes.set(xlabel="tokens seen", ylabel="loss, nats per token")
-    axes.legend()
+def draw_losses(tokens_seen, train_losses, val_losses, scale="linear"):
+    """Training and validation loss over tokens seen, the best point marked → a matplotlib Figure without a
+    background, readable on a light page and on a dark one. scale: of the loss, "linear" or "log"."""
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(7, 4), layout="constrained", facecolor="none")
+    axes, best = figure.subplots(), int(np.argmin(val_losses))
+    axes.set(facecolor="none", yscale=scale)
+    axes.set_xlabel("tokens seen", color="gray")
+    axes.set_ylabel("loss, nats per token", color="gray")
+    axes.plot(tokens_seen, train_losses, color="tab:orange", label="training")
+    axes.plot(tokens_seen, val_losses, color="tab:blue", label="validation")
+    axes.plot(tokens_seen[best], val_losses[best], "o", color="tab:blue", label=f"best validation: {val_losses[best]:.3f}")
+    axes.legend(labelcolor="gray", frameon=False)
+    axes.tick_params(which="both", colors="gray")
+    axes.spines[:].set_color("gray")
     axes.grid(alpha=0.3)
     return figure
 
 
-def plot_losses(tokens_seen, train_losses, val_losses, path="loss-plot.png"):
+def png(figure):
+    """A matplotlib Figure as the bytes of a PNG file."""
+    figure.savefig(file := io.BytesIO(), dpi=100)
+    return file.getvalue()
+
+
+def plot_losses(tokens_seen, train_losses, val_losses, path="loss-plot.png", scale="linear"):
     """Draw the losses (see `draw_losses`), save the picture at `path`, show it in a notebook."""
-    import matplotlib.pyplot as plt
     if len(val_losses) == 0:
         raise ValueError("there are no losses to draw yet; train at least until the first evaluation")
-    figure = draw_losses(tokens_seen, train_losses, val_losses)
+    figure = draw_losses(tokens_seen, train_losses, val_losses, scale)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
-    plt.show()
-    plt.close(figure)
+    if "ipykernel" in sys.modules:
+        from IPython.display import Image, display
+        display(Image(png(figure)))
+
+
+def show_training(checkpoint_dir=DEFAULT_CHECKPOINTS, scale="linear"):
+    """The training page as the metrics file in `checkpoint_dir` tells it: while training, or after a reload.
+    Raises FileNotFoundError if there is none."""
+    path = Path(checkpoint_dir) / METRICS
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {str(path)!r} yet; train at least until the first evaluation")
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    columns = ([record[name] for record in records] for name in ("tokens_seen", "train_loss", "val_loss"))
+    plot_losses(*columns, path.with_name("loss-plot.png"), scale)
+    print(describe(records[-1]))
 
 
 def start_fresh_training(**settings):
@@ -1946,7 +1977,7 @@ def resume_training_from_checkpoint(checkpoint_dir=None, checkpoint_file=None, *
     batch size or seed changed, unless accept_changes=True.
     """
     folder = Path(checkpoint_dir or DEFAULT_CHECKPOINTS)
-    found = (folder / checkpoint_file, None) if checkpoint_file else newest_checkpoint(folder)
+    found = (folder / checkpoint_file, None) if checkpoint_file else newest_checkpoint(folder, staging=settings.get("staging_dir"))
     if found is None:
         raise FileNotFoundError(f"there is no checkpoint in {str(folder)!r} to resume from; call start_fresh_training")
     checkpoint = read_checkpoint(found[0])
@@ -2011,7 +2042,8 @@ def run_training(settings, checkpoint=None, path=None):
         keeper = stack.enter_context(CheckpointKeeper(settings.checkpoint_dir, settings.staging_dir)) if first else None
         state = TrainingState()
         if checkpoint is None and first:
-            move_away(settings.checkpoint_dir)
+            for folder in filter(None, (settings.checkpoint_dir, settings.staging_dir)):
+                move_away(folder)
         if first:
             keeper.check_room(model)
         optimizer = make_optimizer(model, settings)
@@ -2029,7 +2061,8 @@ def resume_state(model, optimizer, checkpoint, path, corpus, settings):
     """Restore model, optimizer and random numbers from a checkpoint; return its TrainingState."""
     if "state" not in checkpoint:                   # the original's: it counts from -1, and saves at an epoch's end
         restore(model, checkpoint, path.name)
-        windows = len(GPTDataset(corpus.train_ids, None, model.config["context_length"], model.config["context_length"]))
+        context = model.config["context_length"]
+        windows = len(GPTDataset(corpus.train_ids, None, context, context, start_id=start_id_of(get_tokenizer(model.config["vocab_size"]))))
         print(f"{path.name} comes from the original program: its optimizer's averages begin anew.")
         return TrainingState((checkpoint["epoch"] + 1) * -(-windows // settings.batch_size), checkpoint["tokens_seen"],
                              *(list(checkpoint[key]) for key in ("train_losses", "val_losses", "track_tokens_seen")),
@@ -2115,7 +2148,7 @@ def evaluate(checkpoint=DEFAULT_CHECKPOINTS, data_path=None, stories=20, max_new
     saved = about.get("settings") or {}
     data_path = data_path or saved.get("data_path", DEFAULT_CORPUS)
     corpus = load_corpus(data_path, tokenizer, saved.get("validation_fraction", 0.1), saved.get("seed", 0))
-    val_loss = evaluate_loss(model, corpus.val_ids, model.config["context_length"])
+    val_loss = evaluate_loss(model, corpus.val_ids, model.config["context_length"], start_id_of(tokenizer))
     val_bytes = len(tokenizer.decode_bytes(corpus.val_ids.tolist()))
     told = tell_many(model, tokenizer, stories, max_new_tokens, temperature, top_k, seed)
     figures = {"checkpoint": about["path"].name, "step": about["global_step"], "parameters": model.parameter_count(),
@@ -2133,23 +2166,273 @@ def evaluate(checkpoint=DEFAULT_CHECKPOINTS, data_path=None, stories=20, max_new
 # Notebook pages
 # ============================================================================================
 
-def story_studio(model, tokenizer, output_dir="output"):
-    """A page for telling stories: opening words, sliders, a button → an ipywidgets widget."""
-    import ipywidgets as widgets
-    prompt = widgets.Text(description="opening", placeholder="Once upon a time")
-    temperature = widgets.FloatSlider(description="temperature", value=0.8, min=0, max=2, step=0.05)
-    top_k = widgets.IntSlider(description="top-k", value=50, min=0, max=200)
-    max_tokens = widgets.IntSlider(description="max tokens", value=300, min=10, max=2000, step=10)
-    tell, page = widgets.Button(description="Tell", button_style="primary"), widgets.HTML()
-    told = []
+# What a slider shows: label, lowest, highest, step, first value, help. The names are those of `stream_story`.
+SLIDERS = {
+    "temperature": ("temperature", 0.0, 2.0, 0.05, 0.8, "0 takes the likeliest token, 1 draws as the model believes"),
+    "top_k": ("top-k", 0, 200, 1, 50, "draw among so many likeliest tokens; 0: among all"),
+    "top_p": ("top-p", 0.05, 1.0, 0.05, 1.0, "draw among the fewest tokens that reach this probability"),
+    "min_p": ("min-p", 0.0, 0.5, 0.01, 0.0, "drop tokens below this share of the likeliest one's probability"),
+    "repetition_penalty": ("repetition penalty", 1.0, 2.0, 0.05, 1.0, "above 1, tokens that stood before lose score"),
+    "max_new_tokens": ("max tokens", 10, 2000, 10, 400, "the longest story; a token is about ¾ of a word"),
+    "seed": ("seed", 0, 9999, 1, 1, "the same seed and settings tell the same story again"),
+}
+MOODS = {mood: dict(zip(SLIDERS, values)) for mood, values in {      # values of the first five sliders
+    "careful": (0.5, 20, 0.9, 0.0, 1.0), "balanced": (0.8, 50, 1.0, 0.0, 1.0),
+    "wild": (1.3, 0, 1.0, 0.02, 1.1), "exact": (0.0, 0, 1.0, 0.0, 1.0)}.items()}
+STUDIO_STYLE = """<style>
+.golpo { max-width: 72rem } .golpo .widget-hbox, .golpo .stories { display: flex; flex-wrap: wrap }
+.golpo .widget-text, .golpo .widget-textarea, .golpo .widget-select { width: auto; max-width: 48rem }
+.golpo .setting { width: 22rem; max-width: 100% } .golpo .setting > .widget-inline-hbox { width: auto; margin-bottom: 0 }
+.golpo .setting small { padding-left: 8.5rem } .golpo .widget-button, .golpo .widget-toggle-button { width: auto }
+.golpo .widget-toggle-buttons { display: flex; width: auto }
+.golpo small, .golpo .bar { display: block; font: .8rem/1.5 system-ui, sans-serif; opacity: .75; overflow-wrap: anywhere }
+.golpo article { flex: 1 1 15rem; max-width: 36rem; padding: .5rem 2rem 1rem 0; font: 1.05rem/1.6 Charter, Georgia, serif }
+.golpo article p { font: inherit; margin: 0 0 .7rem } .golpo h2 { font: 1.5rem/1.3 Charter, Georgia, serif; margin: .8rem 0 }
+.golpo .bar { display: grid; grid-template-columns: 5rem 1fr 10rem; gap: .6rem; align-items: center }
+.golpo .bar i { display: block; height: .4rem; background: currentColor; opacity: .35 }
+.golpo .bar i + i { background: var(--jp-brand-color1, #2979c4); opacity: 1 } .golpo a { color: inherit } </style>"""
 
-    def on_tell(_):
-        told.append(generate_story(f"studio_{len(told) + 1}", model, tokenizer, output_dir, prompt.value, max_tokens.value,
-                                   temperature.value, top_k.value))
-        page.value = "<div style='white-space: pre-wrap; max-width: 80ch'>" + html.escape(told[-1]) + "</div>"
 
-    tell.on_click(on_tell)
-    return widgets.VBox([prompt, temperature, top_k, max_tokens, tell, page])
+@dataclass
+class Story:
+    """A story on the page: what was given, what the model told (markers too), and why it ended."""
+    title: str
+    opening: str
+    settings: dict                     # keywords of `stream_story`
+    told: str = ""
+    tokens: int = 0
+    seconds: float = 0.0
+    ended: str = ""                    # "end", "limit" or "stopped"; empty while it is told
+
+    def split(self):
+        """(title or None, prose), also while the title or a marker is unfinished."""
+        told = re.sub(r"</?(\|\w*\|?)?$", "", self.told)
+        title, prose = split_story(self.opening + told + TITLE_END * (TITLE in told and TITLE_END not in told))
+        return self.title or title, prose
+
+    def how(self):
+        return " · ".join(f"{SLIDERS[name][0]} {value:g}" for name, value in self.settings.items())
+
+    def name(self):
+        title, prose = self.split()
+        return f"{title or textwrap.shorten(prose, 40)} ({self.how()})"
+
+    def as_file(self):
+        title, prose = self.split()
+        wrapped = "\n".join(textwrap.fill(line, width=80) for line in prose.split("\n"))
+        return f"[{self.how()} · ended by: {self.ended}]\n\n{title or 'Untitled'}\n\n{wrapped}\n"
+
+    def as_html(self):
+        title, prose = self.split()
+        paragraphs = "".join(f"<p>{html.escape(line)}</p>" for line in prose.split("\n") if line.strip())
+        why = {"": "telling …", "end": "its own end", "limit": "the limit was reached", "stopped": "stopped"}[self.ended]
+        pace = f"{self.tokens} tokens · {self.tokens / max(self.seconds, 1e-3):.0f} tokens/s · {why}"
+        file = "data:text/plain;charset=utf-8," + urllib.parse.quote(self.as_file())
+        link = f" · <a download='story.txt' href='{file}'>download</a>" if self.ended else ""
+        return (f"<article><h2>{html.escape(title or '')}</h2>{paragraphs}"
+                f"<small>{pace}{link}<br>{self.how()}</small></article>")
+
+
+def candidates_html(logits, seen, sampling, tokenizer, count=10):
+    """The likeliest next tokens as bars: pale as the model believes, strong as `sampling` draws. Scores (1, v)."""
+    believed, drawn = torch.softmax(logits, dim=-1)[0], next_token_probabilities(logits, sampling, seen)[0]    # (v,)
+    bars = ""
+    for token in (believed + drawn).topk(min(count, len(drawn))).indices.tolist():
+        name = html.escape(tokenizer.decode([token]).replace(" ", "·").replace("\n", "↵"))
+        widths = "".join(f"<i style='width: {share[token]:.1%}'></i>" for share in (believed, drawn))
+        bars += (f"<div class='bar'><code>{name}</code><span>{widths}</span>"
+                 f"<span>{drawn[token]:.1%} (model: {believed[token]:.1%})</span></div>")
+    return bars
+
+
+@torch.inference_mode()
+def attention_weights(model, token_ids, layer, head):
+    """What each token takes from itself and those before it, in one head: (1, t) ids → (t, t), rows sum to 1."""
+    weights, fused, Block.use_fused = [], Block.use_fused, False     # only the definition has weights to show
+    try:
+        with model.trf_blocks[layer].att.softmax.register_forward_hook(lambda *parts: weights.append(parts[-1])):
+            model.hidden(token_ids)
+    finally:
+        Block.use_fused = fused
+    return weights[0][0, head].cpu()                                 # of (1, h, t, t)
+
+
+def attention_picture(weights, words):
+    """Weights (t, t) between `words` → a PNG's bytes, readable on a light page and on a dark one."""
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(6.4, 6), layout="constrained", facecolor="none")
+    axes, ticks = figure.subplots(), range(len(words))
+    axes.imshow(weights, cmap="Blues", vmin=0)
+    axes.set_xticks(ticks, words, rotation=90, size=8, color="gray")
+    axes.set_yticks(ticks, words, size=8, color="gray")
+    return png(figure)
+
+
+class Studio:
+    """The page (`view`) and what its buttons do. `shown`: the stories on it; `shelf`: all tellings, newest first.
+    Telling is a task on the kernel's own loop which gives way between tokens, so the page always answers."""
+
+    def __init__(self, model, tokenizer, output_dir, speaker):
+        import ipywidgets as w
+        self.model, self.tokenizer, self.folder = model, tokenizer, Path(output_dir)
+        self.shown, self.shelf, self.stops, self.drawn_at, self.pictured = [], [], [], 0, None
+        self.title = w.Text(description="title", placeholder="or none")
+        self.opening = w.Textarea(description="opening", placeholder="Once upon a time … (or nothing)", rows=2)
+        self.sliders = {name: (w.IntSlider if isinstance(step, int) else w.FloatSlider)(
+            value, min=low, max=high, step=step, description=label, style={"description_width": "8rem"})
+            for name, (label, low, high, step, value, _) in SLIDERS.items()}
+        self.count = w.ToggleButtons(options=["1", "2", "3", "4", "4 moods"], description="at once",
+                                     style={"button_width": "auto"})
+        self.message, self.page, self.bars, self.picture = w.HTML(), w.HTML(), w.HTML(), w.Image(width=640)
+        self.layer = w.IntSlider(description="layer", max=len(model.trf_blocks) - 1)
+        self.head = w.IntSlider(description="head", max=model.config["n_heads"] - 1)
+        self.curious = w.Accordion([w.VBox([self.bars, self.layer, self.head, self.picture])], selected_index=None)
+        self.curious.set_title(0, "For the curious: what may come next, and where the model looks")
+        self.books = w.Select(rows=4, description="shelf")
+        moods = {mood: functools.partial(self.use_mood, mood) for mood in MOODS}
+        actions = {"Tell": self.tell, "Stop": self.stop, "Tell more": self.more, "Another": self.another, "Save": self.save}
+        self.buttons = {label: w.Button(description=label) for label in moods | actions}
+        for label, action in (moods | actions).items():
+            self.buttons[label].on_click(lambda _, action=action: self.safely(action))
+        for control in (self.title, self.opening, *self.sliders.values(), self.layer, self.head, self.curious):
+            control.observe(lambda _: self.safely(self.look), ["value", "selected_index"])
+        self.books.observe(lambda _: self.safely(self.read), "index")
+        self.buttons["Tell"].button_style = "primary"
+        moods, actions = (w.HBox([self.buttons[label] for label in labels]) for labels in (moods, actions))
+        helped = [w.VBox([slider, w.HTML(f"<small>{SLIDERS[name][-1]}</small>")]).add_class("setting")
+                  for name, slider in self.sliders.items()]
+        self.view = w.VBox([w.HTML(f"{STUDIO_STYLE}<small>{html.escape(speaker)}</small>"), self.title, self.opening, moods,
+                            w.HBox(helped), self.count, actions, self.message, self.page, self.books, self.curious])
+        self.view.add_class("golpo")
+        self.refresh()
+
+    def safely(self, action):
+        """Do what a hand asked for; what goes wrong stands on the page in one sentence."""
+        self.message.value = ""
+        try:
+            action()
+        except Exception as error:
+            self.message.value = f"<b>{html.escape(str(error) or type(error).__name__)}</b>"
+
+    def use_mood(self, mood):
+        for name, value in MOODS[mood].items():
+            self.sliders[name].value = value
+
+    def settings(self):
+        """What the controls say: keywords of `stream_story`, for each of the stories to tell at once."""
+        chosen = {name: slider.value for name, slider in self.sliders.items()}
+        if self.count.value == "4 moods":
+            return [chosen | mood for mood in MOODS.values()]
+        return [chosen | {"seed": chosen["seed"] + row} for row in range(int(self.count.value))]
+
+    def tell(self):
+        self.start([(self.title.value.strip(), self.opening.value.strip())])
+
+    def another(self):
+        self.sliders["seed"].value = self.settings()[-1]["seed"] + 1
+        self.tell()
+
+    def more(self):
+        """Go on with what is shown, in a new paragraph after its own end; one story may so get several endings."""
+        told = [(*story.split(), "\n\n" * (story.ended == "end")) for story in self.shown]
+        self.start([(title or "", prose + gap) for title, prose, gap in told])
+
+    def stop(self):
+        self.stops.append("Stop")
+
+    def start(self, openings):
+        """Tell stories in the background; where no event loop runs (plain Python), here and to the end."""
+        self.shown = [Story(*opening, settings) for opening, settings in zip(itertools.cycle(openings), self.settings())]
+        self.refresh()
+        telling = self.tell_all(self.shown)
+        try:
+            task = asyncio.get_running_loop().create_task(telling)
+        except RuntimeError:
+            return asyncio.run(telling)
+        task.add_done_callback(lambda task: self.safely(task.result))
+
+    async def tell_all(self, stories):
+        await asyncio.sleep(0.05)          # the click ends first, and with it the kernel's own handling of Interrupt
+        try:
+            with stop_requests() as self.stops:
+                await asyncio.gather(*map(self.tell_one, stories))
+        finally:
+            self.stop()                    # where one story failed, the others end too
+            for story in stories:
+                story.ended = story.ended or "stopped"
+            self.shelf.insert(0, stories)
+            self.books.options = [f"{len(self.shelf) - i}. " + " | ".join(story.name() for story in telling)
+                                  for i, telling in enumerate(self.shelf)]
+            self.refresh()
+
+    async def tell_one(self, story):
+        stream = stream_story(self.model, self.tokenizer, story.opening, title=story.title, **story.settings)
+        started = time.monotonic()
+        while not (story.ended or self.stops):
+            try:
+                story.told += next(stream)
+                story.tokens += 1
+            except StopIteration as last:
+                story.ended = last.value
+            story.seconds = time.monotonic() - started
+            if time.monotonic() - self.drawn_at > 0.06:        # the browser is spared what no eye could follow
+                self.refresh()
+                self.drawn_at = time.monotonic()
+            await asyncio.sleep(0.001)                         # now Stop, the sliders and other cells have their turn
+
+    def refresh(self):
+        """Show the stories as they stand; buttons that make no sense now can't be pressed."""
+        self.page.value = f"<div class='stories'>{''.join(story.as_html() for story in self.shown)}</div>"
+        self.books.disabled = telling = any(not story.ended for story in self.shown)
+        for label, button in self.buttons.items():
+            button.disabled = label not in MOODS and telling != (label == "Stop")
+        if not telling:
+            self.look()
+
+    def look(self):
+        """For the curious: the candidates after the first story shown, and one head over its last 40 tokens."""
+        if self.curious.selected_index is None:
+            return
+        title, prose = self.shown[0].split() if self.shown else (self.title.value, self.opening.value)
+        ids = story_opening(self.tokenizer, prose, title)[-self.model.config["context_length"]:]
+        tokens = torch.tensor([ids], device=self.model.tok_emb.weight.device)                    # (1, t)
+        if self.pictured != (ids, self.layer.value, self.head.value):
+            self.pictured = ids, self.layer.value, self.head.value
+            with torch.inference_mode():
+                self.logits = self.model.next_logits(tokens, None)                               # (1, v)
+            weights = attention_weights(self.model, tokens, self.layer.value, self.head.value)
+            self.picture.value = attention_picture(weights[-40:, -40:], [self.tokenizer.decode([i]) for i in ids[-40:]])
+        seen = torch.zeros_like(self.logits, dtype=torch.bool).scatter_(1, tokens, True)
+        sampling = Sampling(**{setting.name: self.sliders[setting.name].value for setting in fields(Sampling)})
+        self.bars.value = candidates_html(self.logits, seen, sampling, self.tokenizer)
+
+    def read(self):
+        if self.books.index is not None:
+            self.shown = self.shelf[self.books.index]
+            self.refresh()
+
+    def save(self):
+        """Write the stories shown into the output folder, each under the first number that is free."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for story in self.shown:
+            number = next(n for n in itertools.count(1) if not any(self.folder.glob(f"output_no_{n}_*")))
+            settings = "_".join(str(story.settings[name]) for name in ("temperature", "top_k", "max_new_tokens"))
+            path = self.folder / f"output_no_{number}_{settings}.txt"
+            path.write_text(story.as_file(), encoding="utf-8")
+            self.message.value += f"<div>Saved as {html.escape(str(path))}</div>"
+
+
+def story_studio(model, tokenizer, output_dir="output", *, about=None):
+    """A page for telling stories with one's hands → an ipywidgets widget (7.7 or 8).
+
+    about: what `load_storyteller` says of the checkpoint; the page then names who is speaking.
+    """
+    speaker = f"A model of {model.parameter_count() / 1e6:.1f} M parameters"
+    if about:
+        loss = f", validation loss {about['val_losses'][-1]:.3f}" if about["val_losses"] else ""
+        speaker += (f" speaks, {about['path'].name}, after {about['global_step']:,} training steps on "
+                    f"{about['tokens_seen']:,} tokens{loss}")
+    return Studio(model, tokenizer, output_dir, speaker).view
 
 
 # ============================================================================================
@@ -2159,7 +2442,7 @@ def story_studio(model, tokenizer, output_dir="output"):
 @dataclass
 class Storage:
     """Where things live. lasting: whether they outlive this session. staging_dir: a local folder in
-    which checkpoints are written first, where checkpoint_dir is remote."""
+    which checkpoints are written first, where checkpoint_dir is on Drive."""
     checkpoint_dir: Path
     output_dir: Path
     staging_dir: Path | None
@@ -2168,35 +2451,33 @@ class Storage:
 
 def open_storage(folder=None, drive_folder="Golpo-Kothok-GPT", mount_point="/content/drive"):
     """Decide where checkpoints and stories live → Storage: `folder` if given, else Google Drive on
-    Colab, else the project's folder. A mount that fails is tried once more, and then replaced by the
-    local folder under a banner that says what that means."""
-    on_colab = importlib.util.find_spec("google") is not None and importlib.util.find_spec("google.colab") is not None
-    if folder is None and on_colab:
-        if mount_drive(mount_point):
-            home = Path(mount_point) / "MyDrive" / drive_folder
-            staging = Path(tempfile.gettempdir()) / "golpo-kothok-staging"
-            return make_folders(Storage(home / "gpt_checkpoints", home / "output", staging, lasting=True))
-        print("!" * 90 + "\nGoogle Drive is not there: NOTHING WILL OUTLIVE THIS SESSION. Download what you want to keep.\n" + "!" * 90)
+    Colab, else the project's folder. Without Drive, Colab gets the local one, under a banner."""
+    on_colab = all(importlib.util.find_spec(name) for name in ("google", "google.colab"))
     home = Path(folder or PROJECT)
-    return make_folders(Storage(home / "gpt_checkpoints", home / "output", None, lasting=not on_colab or folder is not None))
-
-
-def make_folders(storage):
+    if folder is None and on_colab:
+        home = mount_drive(mount_point, Path(mount_point) / "MyDrive" / drive_folder) or home
+    on_drive = on_colab and Path(mount_point) in home.parents
+    lasting = on_drive or not on_colab
+    if not lasting:
+        print("!" * 90 + f"\nNOTHING WILL OUTLIVE THIS SESSION: {str(home)!r} is not on Google Drive. Download what "
+              "you want to keep.\n" + "!" * 90)
+    staging = Path(tempfile.gettempdir()) / f"golpo-kothok-{hashlib.sha256(str(home).encode()).hexdigest()[:8]}"
+    storage = Storage(home / "gpt_checkpoints", home / "output", staging if on_drive else None, lasting)
     for place in (storage.checkpoint_dir, storage.output_dir):
         place.mkdir(parents=True, exist_ok=True)
     return storage
 
 
-def mount_drive(mount_point):
-    """Mount Google Drive, at the second try by force; return whether it is there."""
+def mount_drive(mount_point, folder):
+    """Mount Google Drive, at the second try by force, and return `folder`, made there; None if that failed."""
     from google.colab import drive
     for force in (False, True):
         try:
             drive.mount(mount_point, force_remount=force)
-            return True
+            folder.mkdir(parents=True, exist_ok=True)
+            return folder
         except Exception as error:                    # whatever Colab raises, training must go on
             print(f"Mounting Google Drive failed ({type(error).__name__}: {error}).")
-    return False
 
 
 def flush_drive(timeout=120):
@@ -2204,10 +2485,19 @@ def flush_drive(timeout=120):
     if "google.colab" not in sys.modules:
         return
     from google.colab import drive
-    thread = threading.Thread(target=drive.flush_and_unmount, daemon=True)
+    news = [f"Drive is still uploading after {timeout} seconds; leave this tab open for a while."]
+
+    def flush():
+        try:
+            drive.flush_and_unmount()
+            news.append("Drive says that everything is uploaded.")
+        except Exception as error:
+            news.append(f"Drive may not have uploaded everything ({error}).")
+
+    thread = threading.Thread(target=flush, daemon=True)
     thread.start()
     thread.join(timeout)
-    print(f"Drive is still uploading after {timeout} seconds; leave this tab open for a while." if thread.is_alive() else "Drive has uploaded everything.")
+    print(news[-1])
 
 
 # ============================================================================================
@@ -2270,7 +2560,7 @@ def main(arguments=None):
 def train_or_resume(fresh=False, **settings):
     """Go on from the newest good checkpoint in checkpoint_dir, or start fresh if there is none; say which."""
     folder = settings.get("checkpoint_dir", DEFAULT_CHECKPOINTS)
-    if not fresh and newest_checkpoint(folder):
+    if not fresh and newest_checkpoint(folder, staging=settings.get("staging_dir")):
         return resume_training_from_checkpoint(folder, **{k: v for k, v in settings.items() if k != "checkpoint_dir"})
     return start_fresh_training(**settings)
 

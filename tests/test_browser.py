@@ -118,7 +118,7 @@ def story(page):
 
 def move(page, slider, key):
     """Press a key on a slider's handle → what the slider shows then."""
-    row = page.locator(".golpo .slider").filter(has_text=slider)
+    row = page.locator(".golpo .setting").filter(has_text=slider)
     row.locator(".noUi-handle, .ui-slider-handle").press(key)
     return row.locator(".widget-readout").inner_text()
 
@@ -154,6 +154,9 @@ def play(page, project):
 
 
 def test_the_studio_plays_in_jupyterlab(python, project, page, tmp_path):
+    settings = tmp_path / "lab/user-settings/@jupyterlab/notebook-extension/tracker.jupyterlab-settings"
+    settings.parent.mkdir(parents=True)
+    settings.write_text('{"windowingMode": "none"}')          # else cells out of sight are not on the page at all
     options = ("--ServerApp.token=", "--ServerApp.password=", "--allow-root")
     with serving(python, project, tmp_path, "jupyterlab", *options) as address:
         page.goto(f"{address}/doc/workspaces/t1/tree/notebooks/test.ipynb?reset")

@@ -67,7 +67,7 @@ def test_draw_gives_each_token_its_share_and_the_impossible_none():
     shares = torch.bincount(drawn.flatten(), minlength=6) / len(uniform)
     torch.testing.assert_close(shares, probabilities[0], rtol=0, atol=2e-5)
     assert shares[[0, 2, 5]].sum() == 0
-    assert golpo.draw(probabilities, torch.tensor([1 - 1e-16])).item() == 4
+    assert golpo.draw(probabilities, torch.tensor([1 - 1e-16], dtype=torch.float64)).item() == 4
 
 
 @pytest.mark.parametrize("damage", [math.nan, math.inf])
@@ -101,13 +101,13 @@ def test_ids_that_cannot_be_are_refused(model, idx):
 def naive(model, idx, count, context, choose):
     """Every token from a full forward pass; a window that is full keeps its newest half."""
     model.eval()
-    window = idx if idx.shape[1] <= context else idx[:, -(context // 2):]
+    window = idx if idx.shape[1] <= context else idx[:, -max(1, context // 2):]
     for _ in range(count):
         with torch.no_grad():
             token = choose(model(window)[:, -1])
         idx, window = torch.cat([idx, token], dim=1), torch.cat([window, token], dim=1)
         if window.shape[1] > context:
-            window = window[:, -(context // 2):]
+            window = window[:, -max(1, context // 2):]
     return idx
 
 

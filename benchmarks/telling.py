@@ -1,0 +1,161 @@
+"""How fast are stories told on a CPU? Contenders tell the same lengths in turns, in one process.
+
+    python benchmarks/telling.py                                  the table, against Hugging Face's GPT-2
+    python benchmarks/telling.py --original PATH --nanogpt PATH   against checkouts of those projects too
+    python benchmarks/telling.py --save                           also writes benchmarks/telling.json
+
+All have the shape of GPT_CONFIG_124M and random weights, which cost what trained ones cost. A machine
+that does other work slows all contenders, not equally: ratios are medians of ratios within a round.
+"""
+
+import argparse
+import importlib.util
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+import golpo_utils as golpo  # noqa: E402
+
+CONFIG = golpo.GPT_CONFIG_124M
+PROMPT = 16
+OURS, QUANTIZED, TEN, TEN_QUANTIZED = "ours, fp32", "ours, int8", "ours, fp32, ten at once", "ours, int8, ten at once"
+PEER = "Hugging Face, fp32"
+
+
+def ours(quantized=False, rows=1):
+    model = golpo.GPTModel(CONFIG)
+    model = golpo.quantize(model) if quantized else model
+    return lambda count: golpo.generate(model, torch.ones(rows, PROMPT, dtype=torch.long), count, 512)
+
+
+def hugging_face():
+    from transformers import GPT2Config, GPT2LMHeadModel
+    model = GPT2LMHeadModel(GPT2Config(n_positions=CONFIG["context_length"])).eval()
+    prompt = torch.ones(1, PROMPT, dtype=torch.long)
+
+    def tell(count):
+        model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=count, min_new_tokens=count,
+                       do_sample=False, use_cache=True, pad_token_id=0)
+    return tell
+
+
+def load_module(path):
+    spec = importlib.util.spec_from_file_location(Path(path).parent.name + "_" + Path(path).stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def original(folder):
+    module = load_module(Path(folder) / "utils.py")
+    model = module.GPTModel(CONFIG).eval()
+    return lambda count: module.generate(model, torch.ones(1, PROMPT, dtype=torch.long), count, 512)
+
+
+def nanogpt(folder):
+    module = load_module(Path(folder) / "model.py")
+    model = module.GPT(module.GPTConfig(block_size=512, vocab_size=50257, bias=True, dropout=0.0)).eval()
+    return lambda count: model.generate(torch.ones(1, PROMPT, dtype=torch.long), count)
+
+
+def contenders(options):
+    """Name → how to make its `tell(count)`."""
+    every = {OURS: ours, QUANTIZED: lambda: ours(quantized=True), PEER: hugging_face,
+             TEN: lambda: ours(rows=10), TEN_QUANTIZED: lambda: ours(quantized=True, rows=10)}
+    if options.original:
+        every["the original, fp32"] = lambda: original(options.original)
+    if options.nanogpt:
+        every["nanoGPT, fp32"] = lambda: nanogpt(options.nanogpt)
+    return every
+
+
+def seconds(tell, count):
+    begin = time.perf_counter()
+    tell(count)
+    return time.perf_counter() - begin
+
+
+def reading_ceiling():
+    """How many bytes a second this machine reads from memory, the best of ten tries."""
+    numbers = torch.ones(64 * 2 ** 20)                                  # 256 MiB
+    return numbers.nbytes / min(seconds(lambda _: numbers.sum(), 0) for _ in range(10))
+
+
+def peak_memory(name, options):
+    """MiB that a process needs which tells with this contender alone."""
+    words = [sys.executable, __file__, "--memory-of", name, "--threads", str(options.threads)]
+    for peer in ("original", "nanogpt"):
+        words += [f"--{peer}", getattr(options, peer)] if getattr(options, peer) else []
+    return int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--tokens", type=int, default=200, help="new tokens a story")
+    parser.add_argument("--long", type=int, default=2000, help="new tokens of the long story (0: none)")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--original", help="a checkout of the original project")
+    parser.add_argument("--nanogpt", help="a checkout of nanoGPT")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/telling.json")
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    every = contenders(options)
+    if options.memory_of:
+        every[options.memory_of]()(8)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+        return
+
+    tells = {name: make() for name, make in every.items()}
+    for tell in tells.values():
+        tell(4)                                                         # warm up
+    rounds = []                                                         # of {name: tokens a second}
+    for _ in range(options.rounds):
+        rounds.append({name: options.tokens * (10 if "ten" in name else 1) / seconds(tell, options.tokens)
+                       for name, tell in tells.items()})
+        if options.long:
+            rounds[-1]["ours, fp32, long"] = options.long / seconds(tells[OURS], options.long)
+    ceiling = reading_ceiling()
+    weights = golpo.GPTModel(CONFIG).parameter_count() * 4              # bytes read for each token in fp32
+
+    rows = []
+    for name in rounds[0]:
+        speeds = [one[name] for one in rounds]
+        speed = statistics.median(speeds)
+        rows.append({"contender": name, "tokens_per_second": round(speed, 2),
+                     "spread": [round(min(speeds), 2), round(max(speeds), 2)],
+                     "ratio_to_hugging_face": round(statistics.median(one[name] / one[PEER] for one in rounds), 2),
+                     "share_of_ceiling": round(speed * weights / ceiling, 2) if name in (OURS, PEER) else None,
+                     "peak_memory_mib": peak_memory(name, options) if name in every else None})
+    ratios = {f"{a} / {b}": round(statistics.median(one[a] / one[b] for one in rounds), 2)
+              for a, b in ((OURS, PEER), (QUANTIZED, PEER), (OURS, "the original, fp32"), (TEN, OURS),
+                           (TEN_QUANTIZED, QUANTIZED), ("ours, fp32, long", OURS)) if a in rounds[0] and b in rounds[0]}
+
+    print(f"{options.tokens} new tokens from {PROMPT}, {options.threads} threads, {options.rounds} rounds, "
+          f"memory read at up to {ceiling / 1e9:.1f} GB/s, torch {torch.__version__}\n")
+    print(f"{'':26}{'tokens/s':>10}{'spread':>18}{'x HF':>8}{'of ceiling':>12}{'peak MiB':>10}")
+    for row in rows:
+        low, high = row["spread"]
+        share = "" if row["share_of_ceiling"] is None else f"{row['share_of_ceiling']:.0%}"
+        print(f"{row['contender']:26}{row['tokens_per_second']:10.1f}{f'{low:.1f} to {high:.1f}':>18}"
+              f"{row['ratio_to_hugging_face']:8.2f}{share:>12}{row['peak_memory_mib'] or '':>10}")
+    print("\n" + "\n".join(f"{pair}: {ratio:.2f}" for pair, ratio in ratios.items()))
+    if options.save:
+        facts = {"tokens": options.tokens, "long": options.long, "rounds": options.rounds, "threads": options.threads,
+                 "torch": torch.__version__, "ceiling_gb_per_second": round(ceiling / 1e9, 1), "rows": rows,
+                 "ratios": ratios}
+        (HERE / "telling.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
