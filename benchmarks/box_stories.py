@@ -35,17 +35,20 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--top-k", type=int, default=40)
+    parser.add_argument("--min-p", type=float, default=0.1)
     parser.add_argument("--show", action="store_true", help="print the stories too")
     options = parser.parse_args()
     model, tokenizer, about = golpo.load_storyteller(options.checkpoint)
-    told = golpo.tell_many(model, tokenizer, options.stories, 400, options.temperature, options.top_k, options.seed)
+    told = golpo.tell_many(model, tokenizer, options.stories, 400, options.temperature, options.top_k, options.seed,
+                           min_p=options.min_p)
     figures = golpo.measure_stories(told, golpo.DEFAULT_CORPUS.read_text(encoding="utf-8"))
     keeping = [keeps_its_hero(golpo.split_story(text)[1]) for text in told]
     if options.show:
         for text, keeps in zip(told, keeping):
             print(f"{'keeps its hero' if keeps else 'LOSES ITS HERO'}\n{text}\n")
     n = options.stories
-    print(f"{about['path'].name}, step {about['global_step']:,}, temperature {options.temperature}, top-k {options.top_k}")
+    print(f"{about['path'].name}, step {about['global_step']:,}, temperature {options.temperature}, top-k {options.top_k}, "
+          f"min-p {options.min_p}")
     print(f"end by themselves within 400 tokens   {round(figures['ended'] * n)} of {n}")
     print(f"have a title                          {round(figures['titled'] * n)} of {n}")
     print(f"keep their hero's name                {sum(keeping)} of {n}")

@@ -26,13 +26,11 @@ import golpo_utils as golpo  # noqa: E402
 
 CONFIG = golpo.GPT_CONFIG_124M
 PROMPT = 16
-OURS, QUANTIZED, TEN, TEN_QUANTIZED = "ours, fp32", "ours, int8", "ours, fp32, ten at once", "ours, int8, ten at once"
-PEER = "Hugging Face, fp32"
+OURS, TEN, PEER = "ours, fp32", "ours, fp32, ten at once", "Hugging Face, fp32"
 
 
-def ours(quantized=False, rows=1):
+def ours(rows=1):
     model = golpo.GPTModel(CONFIG)
-    model = golpo.quantize(model) if quantized else model
     return lambda count: golpo.generate(model, torch.ones(rows, PROMPT, dtype=torch.long), count, 512)
 
 
@@ -68,8 +66,7 @@ def nanogpt(folder):
 
 def contenders(options):
     """Name → how to make its `tell(count)`."""
-    every = {OURS: ours, QUANTIZED: lambda: ours(quantized=True), PEER: hugging_face,
-             TEN: lambda: ours(rows=10), TEN_QUANTIZED: lambda: ours(quantized=True, rows=10)}
+    every = {OURS: ours, TEN: lambda: ours(rows=10), PEER: hugging_face}
     if options.original:
         every["the original, fp32"] = lambda: original(options.original)
     if options.nanogpt:
@@ -138,8 +135,8 @@ def main():
                      "share_of_ceiling": round(speed * weights / ceiling, 2) if name in (OURS, PEER) else None,
                      "peak_memory_mib": peak_memory(name, options) if name in every else None})
     ratios = {f"{a} / {b}": round(statistics.median(one[a] / one[b] for one in rounds), 2)
-              for a, b in ((OURS, PEER), (QUANTIZED, PEER), (OURS, "the original, fp32"), (TEN, OURS),
-                           (TEN_QUANTIZED, QUANTIZED), ("ours, fp32, long", OURS)) if a in rounds[0] and b in rounds[0]}
+              for a, b in ((OURS, PEER), (OURS, "the original, fp32"), (TEN, OURS), ("ours, fp32, long", OURS))
+              if a in rounds[0] and b in rounds[0]}
 
     print(f"{options.tokens} new tokens from {PROMPT}, {options.threads} threads, {options.rounds} rounds, "
           f"memory read at up to {ceiling / 1e9:.1f} GB/s, torch {torch.__version__}\n")

@@ -44,7 +44,7 @@ class Person:
 class Region:
     """A part of the world. Its trees, food and weather belong together."""
 
-    heroes: list
+    heroes: list  # each has the place of the same number
     friends: list
     places: list
     water: list
@@ -173,11 +173,22 @@ def choose_holes(plot, rng):
     holes.update(person_holes("helper", rng.choice(helpers)))
     for thing in ("water", "tree", "dish", "treats", "beast"):
         holes[thing] = rng.choice(getattr(region, thing))
-    holes.update(place=rng.choice(region.places), rain=region.rain)
+    holes.update(place=region.places[region.heroes.index(hero)], rain=region.rain)
     for columns, rows in plot.facts.items():
         row = rng.choice(rows)
         holes.update(zip(columns.split(), [row] if isinstance(row, str) else row))
     return holes
+
+
+def name_the_hero(way, rng):
+    """Often say the hero's name for the first "he" or "she" of a sentence.
+
+    A name that is heard again and again stays in the mind of a small child,
+    and of a small model: it learns to look back for it.
+    """
+    if "{hero}" in way or rng.random() > NAMED:
+        return way
+    return re.sub(r"\{[Hh]e\}", "{hero}", way, count=1)
 
 
 def tell(plot, rng):
@@ -187,7 +198,8 @@ def tell(plot, rng):
     paragraphs = []
     for slots in parse(plot.story):
         said = [slot for slot in slots if not slot.optional or rng.random() < 0.5]
-        sentences = [capitalise(fill(rng.choice(slot.ways), holes)) for slot in said]
+        ways = [name_the_hero(rng.choice(slot.ways), rng) for slot in said]
+        sentences = [capitalise(fill(way, holes)) for way in ways]
         paragraphs.append(" ".join(sentences))
     return title, holes["hero"], "\n\n".join(filter(None, paragraphs))
 
@@ -201,9 +213,9 @@ def tell_all(count, seed):
         title, hero, text = tell(plot, rng)
         good_length = MIN_WORDS <= len(text.split()) <= MAX_WORDS
         hero_at_end = hero in text.split("\n\n")[-1]
-        new = text not in seen and (title, hero) not in seen and titles[title] < MAX_SAME_TITLE
+        new = text not in seen and titles[title] < MAX_SAME_TITLE
         if good_length and hero_at_end and new:
-            seen.update([text, (title, hero)])
+            seen.add(text)
             titles[title] += 1
             stories.append((plot.name, title, hero, text))
     rng.shuffle(stories)
@@ -244,8 +256,9 @@ def as_file(stories):
 # The world: who lives where, and what they do all day.
 # ---------------------------------------------------------------------------
 
-MIN_WORDS, MAX_WORDS = 80, 148
-MAX_SAME_TITLE = 8  # and each time with another hero
+MIN_WORDS, MAX_WORDS = 80, 143
+MAX_SAME_TITLE = 16
+NAMED = 0.9  # how often a "he" or "she" gives way to the name
 
 
 def people(she, he):
@@ -257,93 +270,90 @@ def people(she, he):
 # makes the hero easy to remember for a very small model.
 REGIONS = [
     Region(  # Bengal
-        heroes=people("Maya Tara Anita Rita Sana", "Raj Rahul Amit"),
+        heroes=people("Maya Tara", "Raj"),
         friends=people("Devi", "Kumar"),
-        places=["in a green village in Bengal", "in a village of ponds in Bengal",
-                "in a narrow lane in Dhaka", "in an old street in Kolkata",
-                "in a tea village in the hills of Bengal"],
+        places=["in a village of ponds in Bengal", "in a narrow lane in Dhaka",
+                "in an old street in Kolkata"],
         water=["pond", "river"], tree=["mango tree", "palm tree"],
         dish=["rice and fish", "rice and hot beans"],
         treats=["rice cakes", "mango sweets", "milk sweets"],
         beast=["goat", "cow", "buffalo"], rain="monsoon rain",
     ),
     Region(  # the North
-        heroes=people("Anna Lena Hanna Natasha", "Ivan Boris Yuri Sven Lars Erik"),
+        heroes=people("Hanna Natasha", "Ivan"),
         friends=people("Vera", "Igor"),
         places=["in a snowy village in Norway", "in a village at the edge of a pine forest",
-                "in a wooden town in the far north", "in a river village in Russia"],
+                "in a wooden town in the far north"],
         water=["lake", "river"], tree=["pine tree", "apple tree"],
         dish=["hot cabbage soup", "fish soup"],
         treats=["honey cakes", "berry pies", "butter buns"],
         beast=["pony", "goat", "donkey"], rain="snow",
     ),
     Region(  # green islands
-        heroes=people("Nora Molly Fiona Megan", "Finn Liam Owen Rory Dylan"),
+        heroes=people("Fiona", "Owen Dylan"),
         friends=people("Kate", "Sean"),
         places=["on a windy island", "in a stone village in Ireland",
-                "in a harbour town with white boats", "in a green valley in Wales"],
+                "in a harbour town with white boats"],
         water=["sea", "river"], tree=["oak tree", "apple tree"],
         dish=["potato soup", "fish and potatoes"],
         treats=["apple pies", "oat cakes", "butter buns"],
         beast=["donkey", "pony", "cow"], rain="rain",
     ),
     Region(  # the South of Europe
-        heroes=people("Rosa Lucia Elena Maria Carmen", "Marco Nico Leo Mario"),
+        heroes=people("Elena", "Leo Marco"),
         friends=people("Stella", "Simon"),
         places=["in a sunny village in Spain", "in a hill town in Italy",
-                "in a white village in Greece", "in a fishing town in Portugal"],
+                "in a white village in Greece"],
         water=["sea", "river"], tree=["olive tree", "orange tree", "lemon tree"],
         dish=["bean soup", "fish with lemon"],
         treats=["almond cakes", "lemon pies", "sugar buns"],
         beast=["donkey", "goat", "mule"], rain="rain",
     ),
     Region(  # the edge of the desert
-        heroes=people("Leah Sara", "Omar Amir Ali Hassan Ahmed Darius"),
+        heroes=people("Sara", "Ali Ahmed"),
         friends=people("Ruth", "Adam"),
         places=["in a white village by the Nile", "in a town at the edge of the desert",
-                "in a village of gardens in Persia", "in an old market street in Cairo"],
+                "in a village of gardens in Persia"],
         water=["river"], tree=["fig tree", "date palm"],
         dish=["beans and flat bread", "lamb and rice"],
         treats=["date cakes", "fig sweets", "honey cakes"],
         beast=["camel", "donkey", "goat"], rain="sand",
     ),
     Region(  # the East of Asia
-        heroes=people("Mei Lin Sakura", "Akira Hiro Ken Chen Ming Wei"),
+        heroes=people("Mei Lin", "Ken"),
         friends=people("Kim", "Jin"),
         places=["in a misty village in Japan", "in a river town in China",
-                "in a village under a blue mountain", "in a tea village in the mountains"],
+                "in a village under a blue mountain"],
         water=["river", "lake"], tree=["plum tree", "cherry tree"],
         dish=["noodle soup", "rice and fish"],
         treats=["rice cakes", "bean buns", "plum cakes"],
         beast=["ox", "donkey", "pony"], rain="rain",
     ),
     Region(  # from Mexico to Peru
-        heroes=people("Isabel Luna Ana", "Pablo Diego Pedro Luis Carlos"),
+        heroes=people("Isabel", "Pablo Carlos"),
         friends=people("Eva", "Juan"),
         places=["in a high village in Peru", "in a mountain village in Chile",
-                "in a sunny town in Mexico", "in a village of red roofs in Peru"],
+                "in a sunny town in Mexico"],
         water=["river", "lake"], tree=["orange tree", "pepper tree"],
         dish=["corn soup", "beans and corn bread"],
         treats=["corn cakes", "sugar buns", "honey cakes"],
         beast=["donkey", "mule", "goat"], rain="rain",
     ),
     Region(  # Africa
-        heroes=people("Ada Esther Grace", "Jamal Malik Ibrahim Noah"),
+        heroes=people("Grace", "Noah Jamal"),
         friends=people("Hope", "Abel"),
         places=["in a round village in Kenya", "in a river village in Ghana",
-                "in a village of red earth in Mali", "in a market town in Nigeria"],
+                "in a village of red earth in Mali"],
         water=["river", "lake"], tree=["fig tree", "mango tree"],
         dish=["hot bean soup", "yams and fish"],
         treats=["banana cakes", "corn cakes", "honey cakes"],
         beast=["goat", "cow", "donkey"], rain="rain",
     ),
     Region(  # the middle of Europe
-        heroes=people("Emma Clara Claire Zoe Alice Lucy Nina",
-                      "Tom Ben Sam Max Hugo Otto Oscar Emil Pierre Theo"),
+        heroes=people("Zoe Emma", "Ben"),
         friends=people("Jane", "Peter"),
         places=["in a market town in France", "in a mountain village in the Alps",
-                "on a crooked street in Prague", "in a rainy town in England",
-                "in a village with one long street"],
+                "on a crooked street in Prague"],
         water=["river", "lake"], tree=["apple tree", "pear tree"],
         dish=["onion soup", "bread and cheese"],
         treats=["apple pies", "plum cakes", "ginger buns"],
@@ -424,58 +434,6 @@ HELPERS = [
 # ---------------------------------------------------------------------------
 
 PLOTS = [
-    Plot(
-        name="lost and found",
-        titles=["{hero} and the lost {thing}", "The lost {thing}",
-                "The day the {thing} was lost",
-                "Where is the {thing}, {hero}?", "{hero} looks for a {thing}"],
-        facts={"thing found joke": [
-            ("silver ring", "inside a loaf of bread", "The loaf had never been so rich."),
-            ("brass bell", "around the neck of a white calf", "The calf looked very proud."),
-            ("blue marble", "in the nest of a brown hen", "The hen was trying to hatch it."),
-            ("straw hat", "on the head of a scarecrow", "The scarecrow looked better in it."),
-            ("little drum", "under a sleeping dog", "The dog was using it as a pillow."),
-            ("green scarf", "on the horns of a ram", "The ram did not want to give it back."),
-            ("silver spoon", "in the nest of a crow", "The crow was eating berries with it."),
-            ("wooden flute", "in the wall, like a small pipe", "A mouse had moved into it."),
-            ("red ball", "in a basket of red apples", "Somebody had even tried to bite it."),
-            ("brass key", "in the pocket of an old coat", "The coat had kept it warm."),
-        ]},
-        story="""
-        - {opening}
-        ~ {trait}
-        - {His} dearest thing was {a thing}, a gift from {his} grandmother.
-        / {His} grandmother had given {him} {a thing}, and {he} loved it dearly.
-
-        - One morning the {thing} was gone.
-        / One windy morning {he} could not find the {thing}.
-        - {hero} looked under the bed, behind the door and even in the soup.
-        / {hero} looked in every box, in every shoe and on top of the roof.
-        / {hero} turned the whole house upside down, and then {himself}.
-        - "A {thing} has no legs," {he} said. "It cannot walk away!"
-        / "Who has seen my {thing}?" {he} asked, but nobody had.
-        / No {thing}!
-
-        - Near the {water} {he} met {a helper}.
-        / Under the {tree} sat {a helper}.
-        - "Do not look everywhere," said the {helper}. "Look where you were last happy."
-        / "Stop running and think," said the {helper}. "Where did you last laugh?"
-        / "Walk back slowly," said the {helper}. "Lost things like slow feet."
-        - So they walked back together, step by step.
-        / {hero} thought hard, and then {he} remembered.
-        - And there it was, {found}!
-        / There was the {thing}, {found}!
-        - {joke}
-
-        - {hero} laughed and gave the {helper} two {treats} to say thank you.
-        / {hero} thanked the {helper} with a hug and a plate of {treats}.
-        ~ From that day {he} kept the {thing} on a nail by the door.
-        / That night {he} slept with the {thing} under {his} pillow.
-        ~ What we love is often closer than we think.
-        / A calm eye finds more than a quick foot.
-        / The nail is still there, and sometimes even the {thing} is.
-        """,
-    ),
     Plot(
         name="the silent wager",
         titles=["{hero} says nothing", "{hero} and the wager", "The longest day of {hero}",
@@ -805,63 +763,6 @@ PLOTS = [
         """,
     ),
     Plot(
-        name="the stubborn animal",
-        titles=["The stubborn {beast}", "{hero} and the stubborn {beast}",
-                "Why the {beast} would not move",
-                "The {beast} says no", "{hero}, the {beast} and the {small}"],
-        facts={"small where": [
-                   ("kitten", "asleep between its front feet"),
-                   ("nest", "with four eggs in the grass ahead"),
-                   ("turtle", "walking very slowly across the road"),
-                   ("puppy", "hiding under its belly"),
-                   ("chick", "sitting on its left foot"),
-                   ("hedgehog", "rolled up in front of its nose"),
-                   ("snail", "crossing the road with its house"),
-                   ("baby rabbit", "asleep in the wheel track")],
-               "pet": ["Pepper", "Captain", "Button", "Prince", "Thunder", "Cloud", "Nut",
-                       "Uncle"],
-               "load": ["pots", "melons", "hay", "wool", "apples", "lamps", "cabbages",
-                        "drums"]},
-        story="""
-        - {opening}
-        - {He} had a gray {beast} called {pet}, which pulled {his} cart to market.
-        / Each week {he} went to market with {his} old {beast}, {pet}.
-
-        - One morning the cart was full of {load}, and {hero} was late.
-        / On the day of the big market {hero} had a cart full of {load}.
-        - In the middle of the road, {pet} stopped.
-        / Halfway there, the {beast} stopped and would not take one more step.
-        - {hero} pulled. Then {he} pushed. The {beast} only moved one ear.
-        / {hero} begged, and sang, and stamped {his} feet. {pet} looked at the sky.
-
-        - {a helper} came along. "Show it a carrot," said the {helper}.
-        / "Tickle it with a feather," said {a helper}, who was passing by.
-        / "You must shout," said {a helper}, and shouted very loudly.
-        - {pet} shook its head.
-        / The {beast} yawned.
-        / It did not help at all.
-        ~ Soon ten people stood around the cart, and each had a different idea.
-        / A farmer pulled, a cook pushed, and the cook fell on the farmer.
-        ~ "What a stupid {beast}!" said the {helper}.
-        / "This {beast} is made of stone!" said a man.
-
-        - Then {hero} did something new. {He} sat down beside {pet} and looked where it looked.
-        / At last {hero} stopped pulling and asked, "What do you see, {pet}?"
-        - And there was a tiny {small}, {where}.
-        / Then {he} saw it, a little {small}, {where}.
-        ~ It became very quiet.
-        / "Oh," said the {helper}, and nothing more.
-        - {hero} made the way safe, and {pet} walked on by itself.
-        / When the {small} was safe, the {beast} walked on as if nothing had happened.
-
-        - {hero} came late to market that day, and {he} did not mind.
-        / That evening {hero} gave {pet} the best hay and three {treats}.
-        ~ Before you push, look.
-        / Sometimes the one who will not move is the only one who sees.
-        / Now, when {pet} stops, {hero} stops too, and says good morning to the grass.
-        """,
-    ),
-    Plot(
         name="the riddle",
         titles=["{hero} and the riddle", "The riddle at the {gate}", "The guard of the {gate}",
                 "{hero} at the {gate}", "A riddle for {hero}"],
@@ -922,61 +823,6 @@ PLOTS = [
         ~ The answer is often near. Sit still, and it will come.
         / A good question is worth a long walk.
         / And the guard went back to looking for a harder riddle.
-        """,
-    ),
-    Plot(
-        name="the map",
-        titles=["{hero} and the map", "The map in the {found}", "{hero} follows a map",
-                "The cross under the {spot}", "{hero} and the secret of the {spot}"],
-        facts={"found": ["blue jar", "old book", "tin box", "torn coat", "wooden clock",
-                         "broken chair"],
-               "spot": ["round stone", "old well", "broken wall", "bell tower", "stone stair"],
-               "treasure use": [
-                   ("a box of flower seeds", "By summer the whole place was full of flowers."),
-                   ("a flute and a page of songs", "Soon every evening had a song."),
-                   ("a letter from {his} grandfather",
-                    "{He} read it aloud until {he} knew it by heart."),
-                   ("a row of toy soldiers",
-                    "One of them had {his} father's name on its foot."),
-                   ("a cold spring of sweet water", "Nobody had to walk far for water again."),
-                   ("a pot of old cooking secrets", "That night the supper was wonderful."),
-                   ("a second map", "The second map showed the way to the best plums in the land.")]},
-        story="""
-        - {opening}
-        ~ {trait}
-        - One rainy day {he} found a map in {a found}.
-        / One day, in {a found}, {he} found an old yellow map.
-        - On it was a red cross and the words, "Dig here, if you are curious."
-        / It showed a road, a hill and a red cross near {a spot}.
-
-        - "Treasure!" cried {hero}, and {he} took a spade and some {treats}.
-        / {hero} was very curious, so {he} took a spade and went.
-        ~ First {he} walked ten steps north and fell into a ditch.
-        / First {he} held the map upside down and came to a pig.
-        / The map said "left," but somebody had spilled soup on the rest.
-        - Then {he} met {a helper} and asked for help.
-        / Then {a helper} saw {him} turning in circles.
-        - "Turn the map," said the {helper}, "and look at the hill."
-        / "That is not a spider," said the {helper}. "That is the {tree}."
-        - Together they walked over the hill, and there was the {spot}.
-        / They followed the line together, and it led to the {spot}.
-
-        ~ {hero} dug until {his} hands hurt.
-        / They dug and dug, and took turns with the spade.
-        - Clink! There, under the {spot}, was {treasure}.
-        / At last, under the {spot}, they found {treasure}.
-        ~ "It is not gold," said the {helper}.
-        / The {helper} looked at it for a long time.
-        - "It is better than gold," said {hero}.
-        / "This is better than gold," said {hero} softly.
-
-        - {use}
-        ~ {hero} shared everything with the {helper}, even the last of the {treats}.
-        / {hero} and the {helper} became friends for life.
-        - Then {hero} drew a new map, and hid it for the next curious child.
-        / Not every treasure shines, but every treasure must be shared.
-        / Those who dig only for gold walk past the best things.
-        / The spade still hangs by the door, ready for the next map.
         """,
     ),
     Plot(
@@ -1134,55 +980,6 @@ PLOTS = [
         ~ It is not the coat that helps. It is the person inside.
         / You do not need a great name to do a good thing.
         / The guard now asks everybody's name, even the cat's.
-        """,
-    ),
-    Plot(
-        name="the contest of cooks",
-        titles=["{hero} and the {pot} contest", "The contest of cooks",
-                "{hero} cooks for the {judge}",
-                "{hero} and the {judge}", "The {judge}'s supper", "{hero} and the secret of the {pot}"],
-        facts={"pot": ["soup", "stew", "pie", "plum cake", "pudding", "corn bread"],
-               "judge": ["queen", "king", "princess", "old sultan", "prince", "duke"],
-               "memory": ["the kitchen of the old nurse", "rainy days at grandmother's house",
-                          "a picnic long ago", "the first day of spring",
-                          "the smell of home after a long journey"]},
-        story="""
-        - {opening}
-        - {He} was not a great cook, but {he} cooked one thing well, and that was {pot}.
-        / On Sundays {he} made {pot} for {his} neighbours, and nobody left any.
-        - One day the {judge} called for a contest. Who made the best {pot} in the land?
-        / Then news came that the {judge} wanted the best {pot} in the land.
-
-        ~ Twelve cooks came in tall white hats.
-        / The great cooks came with silver pans and long lists.
-        ~ One put in gold dust, and one put in forty spices.
-        / One cook used pepper from far away, and one used rose water.
-        ~ {hero} had only an old pan and a small bag of salt.
-        / {hero} came with {his} old pan, and the cooks laughed behind their spoons.
-        - Then, when {he} was not looking, the pan went over. Splash!
-        / Then a cat jumped on the table, and half of the food was gone.
-        / Then {he} sneezed, and most of the salt flew over the others' pots.
-
-        ~ {hero} wanted to run away.
-        / "Now I have lost," thought {hero}.
-        - But {a helper} whispered, "Make it as you make it at home."
-        / But {a helper}, who was helping in the kitchen, gave {him} two eggs and a smile.
-        - So {he} began again, simply and slowly, and {he} hummed as {he} stirred.
-        / So {he} stopped thinking of the {judge} and cooked as if for {his} friends.
-
-        ~ The {judge} tried the first {pot} and coughed.
-        / The {judge} tasted one dish after another and only said, "Hm."
-        - Then the {judge} tasted the {pot} that {hero} had made, and grew very quiet.
-        / Last of all came the {pot} from {hero}'s old pan.
-        - "It tastes like {memory}," said the {judge}, and asked for more.
-        / The {judge} shut both eyes and thought of {memory}.
-
-        - {hero} won a golden spoon, and {he} gave the {helper} half of the honour.
-        / {hero} won the prize, and {he} thanked the {helper} before anyone else.
-        - Fine things fill a table, but love fills a bowl.
-        / What is made with care needs no golden pan.
-        / The golden spoon was too heavy to use, so {he} stirred with the old one.
-        / The other cooks asked for the secret. "Hum," said {hero}, and that was all.
         """,
     ),
     Plot(
@@ -1684,60 +1481,6 @@ PLOTS = [
         """,
     ),
     Plot(
-        name="the night thief",
-        titles=["{hero} and the night thief", "The thief of the {stolen}",
-                "Who took the {stolen}?",
-                "{hero} keeps watch", "The {thief} and the {stolen}"],
-        facts={"thief home need": [
-                   ("crow", "high in the {tree}",
-                    "The crow was building the finest nest in the land."),
-                   ("monkey", "on the roof of the school",
-                    "The monkey had set a table for its whole family."),
-                   ("mouse", "in the old wall", "The mouse was making beds for nine babies."),
-                   ("cat", "in an empty barrel", "The cat was keeping three kittens warm."),
-                   ("fox", "under the old bridge",
-                    "The fox had a cold, and it wanted to be warm."),
-                   ("goat", "behind the barn",
-                    "The goat was giving a party for the other goats.")],
-               "stolen": ["socks", "spoons", "buttons", "ribbons", "hats", "towels", "gloves"]},
-        story="""
-        - {opening}
-        ~ {trait}
-        - One week all the {stolen} began to vanish.
-        / Something strange was going on. Every night somebody took {stolen}.
-        ~ "There is a thief among us!" people cried, and they locked their doors.
-        / People looked at each other's pockets and stopped saying hello.
-        - {friend} lost seven, and said that it was surely the neighbour.
-        / "I think it was you," said {friend} to {hero}. "Or you. Or you."
-
-        ~ "I will find out," said {hero}.
-        / {hero} did not like it, so {he} made a plan.
-        - That night {he} put out some {stolen} and hid behind a barrel.
-        / {He} hung {stolen} on a line and tied a little bell to them.
-        ~ The moon rose. An owl called. Nothing happened.
-        / {He} waited and waited, and {his} foot fell asleep.
-        ~ Then, softly, came small steps. Tip, tip, tip.
-        / Something in the dark went ting.
-        - It was {a thief}! It took its prize and ran.
-        / In the moonlight {hero} saw the thief. It was {a thief}!
-
-        - {hero} followed it on tiptoe and found its home, {home}.
-        / {He} crept after it and found its secret place, {home}.
-        - There were the {stolen}, all of them. {need}
-        / And there lay all the lost {stolen}. {need}
-
-        - In the morning {hero} showed everyone, and their faces grew red.
-        / When {hero} told the story, first nobody spoke, and then everybody laughed.
-        ~ "I am sorry that I said it was you," said {friend}.
-        / {friend} looked at {friend_his} feet and said sorry.
-        - They let the {thief} keep some of the {stolen}, and {hero} brought it {treats} as well.
-        / {hero} gave the {thief} a warm basket, and the {stolen} went home.
-        - Look with your eyes before you point with your finger.
-        / Trust is the easiest thing to lose, and no thief can carry it back.
-        / The {thief} came to say thank you, and took one more.
-        """,
-    ),
-    Plot(
         name="one colour of paint",
         titles=["{hero} and the {color} paint", "The {color} village",
                 "{hero} paints everything {color}",
@@ -2117,7 +1860,7 @@ def main():
     """Read the options, tell the stories, check them and write the file."""
     parser = argparse.ArgumentParser(description="Make the story corpus.")
     parser.add_argument("--seed", type=int, default=1, help="same seed, same stories")
-    parser.add_argument("--stories", type=int, default=2046, help="how many stories")
+    parser.add_argument("--stories", type=int, default=1960, help="how many stories")
     parser.add_argument("--output", type=Path, help="where to write them",
                         default=Path(__file__).resolve().parent / "training_data.txt")
     options = parser.parse_args()

@@ -325,7 +325,7 @@ def test_a_checkpoint_without_its_marker_was_never_finished(two_slots, epoch, tm
     folder = shutil.copytree(two_slots, tmp_path / "copy")
     (folder / "checkpoint_b.json").unlink()
     assert golpo.newest_checkpoint(folder)[1]["step"] == epoch
-    assert "checkpoint_b.pt has no whole marker checkpoint_b.json: it was never finished" in capsys.readouterr().out
+    assert "to which no marker fits: it was never finished" in capsys.readouterr().out
     with pytest.warns(UserWarning, match="no marker"):
         assert golpo.read_checkpoint(folder / "checkpoint_b.pt")["global_step"] == 50
 
@@ -680,7 +680,7 @@ def test_a_failed_copy_never_costs_the_last_good_one_on_drive(corpus, tmp_path, 
     with golpo.CheckpointKeeper(storage.checkpoint_dir, storage.staging_dir) as keeper:
         keeper.go_on_after(golpo.newest_checkpoint(storage.checkpoint_dir)[0])
         for step in range(16, 21):
-            assert keeper.save(model, None, 0, step, [], [], [], 0) and keeper.wait(60)
+            assert keeper.save(model, None, 0, step, [], [], [], 0) and keeper.at_rest.wait(60)
             assert newest(storage.checkpoint_dir)["global_step"] == good
         monkeypatch.setattr(shutil, "copyfileobj", copy)
     assert newest(storage.checkpoint_dir)["global_step"] == 20

@@ -108,7 +108,7 @@ def test_text_without_markers_trains_and_says_what_it_misses(load, tmp_path):
     text = "\n\n".join(f"Paragraph {i}: " + "a fox told the moon a tale. " * 8 for i in range(60)) + "\n"
     corpus = load(text)
     assert "no <|start|>" in corpus.notes[0] and "neither where stories begin nor where they end" in corpus.notes[0]
-    pieces = [piece for piece, _ in golpo.read_stories(tmp_path / "corpus.txt")]
+    pieces = list(golpo.read_stories(tmp_path / "corpus.txt"))
     assert "".join(pieces) == text and all(piece.startswith("\n\nParagraph") for piece in pieces[1:])
     parts = [text_of(corpus.train_ids), text_of(corpus.val_ids)]
     assert sorted(map(len, parts)) == sorted([len(text) - len(parts[1]), len(parts[1])]) and parts[1] in pieces

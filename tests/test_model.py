@@ -70,7 +70,7 @@ def test_weights_load_from_a_safetensors_file_into_a_model_with_more_tokens(tmp_
 
 
 @pytest.mark.parametrize("changes, named", [
-    ({"n_layers": 2}, "h.2."), ({"n_layers": 4}, "h.3"), ({"qkv_bias": False}, "query.bias"),
+    ({"n_layers": 2}, "h.2."), ({"n_layers": 4}, "h.3"), ({"qkv_bias": False}, "c_attn.bias"),
     ({"emb_dim": 64}, "shape"), ({"context_length": 48}, "pos_emb"), ({"vocab_size": 64}, "tok_emb")])
 def test_weights_that_do_not_fit_are_refused_by_name(changes, named):
     state = {name: tensor + 0.1 for name, tensor in tiny_gpt2().state_dict().items()}
@@ -190,13 +190,3 @@ def test_an_exported_storyteller_is_the_same_in_hugging_faces_hands(tmp_path, ch
 def test_widths_that_gpt2_cannot_have_are_not_exported(tmp_path):
     with pytest.raises(ValueError, match="key_dim"):
         golpo.export_hf(golpo.GPTModel({**TINY, "key_dim": 16}), golpo.get_tokenizer(), tmp_path)
-
-
-def test_a_quantized_copy_keeps_the_probabilities_near_and_the_model_untouched():
-    torch.manual_seed(4)
-    model = golpo.GPTModel({**TINY, "emb_dim": 64, "init_std": 0.1}).eval()
-    ids = torch.randint(0, 97, (3, 24))
-    before = model(ids).softmax(dim=-1)
-    after = golpo.quantize(model)(ids).softmax(dim=-1)
-    assert 0 < (after - before).abs().sum(dim=-1).max() < 0.05
-    assert torch.equal(model(ids).softmax(dim=-1), before)

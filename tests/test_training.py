@@ -37,7 +37,7 @@ def weights_after(folder):
 
 
 def test_a_training_equals_a_plain_pytorch_loop(settings, corpus_file):
-    """Same windows, rates and groups, but torch's own cross-entropy, AdamW and clipping, unscaled and in one piece."""
+    """Same windows, counted off here, same rates and groups, but torch's own cross-entropy, AdamW and clipping, unscaled and in one piece."""
     golpo.start_fresh_training(**settings, max_steps=12)
     one = golpo.make_settings(settings)
     ids = golpo.load_corpus(corpus_file, golpo.get_tokenizer(300), one.validation_fraction, one.seed).train_ids.long()
@@ -47,13 +47,19 @@ def test_a_training_equals_a_plain_pytorch_loop(settings, corpus_file):
     others = [p for p in model.parameters() if not any(p is d for d in decayed)]
     optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": one.weight_decay}, {"params": others, "weight_decay": 0}],
                                   betas=(0.9, one.beta2))
-    windows = (len(ids) - 1) // 16
-    steps_per_epoch = math.ceil(windows / 8)
+    start = golpo.get_tokenizer(300).encode_single_token("<|start|>")
+    windows, begin = set(), 0
+    for position, token in enumerate(ids.tolist()):
+        begin = position if token == start else begin
+        if (position - begin) % 16 == 0:                       # every 16 tokens, counted from the story's start
+            windows.add(min(position, len(ids) - 17))
+    windows = sorted(windows)
+    steps_per_epoch = math.ceil(len(windows) / 8)
     warmup = max(1, round(one.warmup * 2 * steps_per_epoch))
     for step in range(12):
         epoch, position = divmod(step, steps_per_epoch)
-        chosen = np.random.default_rng([7, epoch]).permutation(windows)[position * 8:position * 8 + 8]
-        rows = torch.stack([ids[16 * i:16 * i + 17] for i in chosen])
+        chosen = np.random.default_rng([7, epoch]).permutation(len(windows))[position * 8:position * 8 + 8]
+        rows = torch.stack([ids[windows[i]:windows[i] + 17] for i in chosen])
         progress = (step - warmup) / (2 * steps_per_epoch - warmup)
         share = (step + 1) / warmup if step < warmup else 0.1 + 0.9 * (1 + math.cos(math.pi * progress)) / 2
         for group in optimizer.param_groups:
