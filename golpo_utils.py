@@ -41,7 +41,7 @@ import torch.nn.functional as F
 PROJECT = Path(__file__).resolve().parent
 
 
-# ---- Configuration -----------------------------------------------------------------------------
+# ---- Configuration -------------------------------------------------------------------------------
 
 # The original project's model, key for key. With the head tied to the token embedding (our
 # default) it has 124.0 million parameters; untied, as the original trained it, 162.6 million.
@@ -105,7 +105,7 @@ def check_number(name, value, low=-math.inf, high=math.inf, whole=False):
         raise ValueError(f"{name} is {value!r}; it must be a {'whole ' * whole}number {bounds}")
 
 
-# ---- Building blocks ---------------------------------------------------------------------------
+# ---- Building blocks -----------------------------------------------------------------------------
 
 class Block(nn.Module):
     """A block written out here (`definition`) that PyTorch also has as a fused kernel, which is faster as it
@@ -250,7 +250,7 @@ class TransformerBlock(nn.Module):
         return x + self.drop_shortcut(self.ff(self.norm2(x)))
 
 
-# ---- The model ---------------------------------------------------------------------------------
+# ---- The model -----------------------------------------------------------------------------------
 
 class GPTModel(nn.Module):
     """A GPT-2-style language model: (b, t) token ids → (b, t, v) scores ("logits") for the token that follows each.
@@ -298,6 +298,11 @@ class GPTModel(nn.Module):
         if targets is None:
             return self.out_head(x)                                             # (b, t, v)
         return NextTokenLoss.apply(x.flatten(0, 1), self.out_head.weight, targets.flatten(), torch.is_grad_enabled())
+
+    def next_logits(self, token_ids, caches=None):
+        """The scores for the one token that follows: (b, t) new ids, with what `caches` remember of
+        those before them → (b, v). The head, the largest matrix, works for the last position only."""
+        return self.out_head(self.hidden(token_ids, caches)[:, -1])
 
     def parameter_count(self):
         """How many numbers the model learns; weights that two layers share count once."""
@@ -423,7 +428,7 @@ def load_gpt2_weights(model, source):
     return model
 
 
-# ---- Text and tokens ---------------------------------------------------------------------------
+# ---- Text and tokens -----------------------------------------------------------------------------
 
 START, END, TITLE, TITLE_END = MARKERS = ("<|start|>", "<|end|>", "<|title|>", "</|title|>")
 END_OF_TEXT = "<|endoftext|>"
@@ -525,7 +530,7 @@ def export_hf(model, tokenizer, folder):
         Path(folder, f"{name}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
-# ---- Generation --------------------------------------------------------------------------------
+# ---- Generation ----------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Sampling:
@@ -597,8 +602,7 @@ def next_tokens(model, token_ids, sampling, seed=None, context_size=None):
                 window, caches = window[:, -max(1, capacity // 2):], None
             if caches is None:
                 fresh, caches = window, [KeyValueCache(capacity) for _ in model.trf_blocks]
-            logits = model.out_head(model.hidden(fresh, caches)[:, -1])    # (b, v), for the last position only
-            probabilities = next_token_probabilities(logits, sampling, seen)
+            probabilities = next_token_probabilities(model.next_logits(fresh, caches), sampling, seen)    # (b, v)
             uniform = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
             fresh = draw(probabilities, uniform)[:, None]                  # (b, 1)
             yield fresh
@@ -754,8 +758,9 @@ def read_stories(path):
             outside, start, story = (text + END).partition(START)
             number += bool(start)
             if START in story:
-                name = " ".join(split_story(story.partition(START)[0])).strip()[:40]
-                raise ValueError(f"story {number} of {str(path)!r} ({name!r}) has no {END}; put {END} after its end")
+                title, prose = split_story(story.partition(START)[0])
+                name = title or textwrap.shorten(prose, 40)
+                raise ValueError(f"story {number} of {str(path)!r} ({name!r}) has no {END}; put {END} right after it")
             yield from filter(str.strip, cut(outside))
             if story not in ("", END):
                 yield start + story + "\n"
@@ -886,19 +891,15 @@ def fetch_corpus(source, folder=PROJECT / "data", timeout=30):
 
 def download(url, path, timeout):
     """Stream `url` into the file `path`; return it. Raises ConnectionError unless all came, as text."""
-    import http.client
-    import urllib.request
+    import requests
     from tqdm.auto import tqdm
     try:
-        with urllib.request.urlopen(url, timeout=timeout) as answer, open(path, "wb") as file:
-            if answer.headers.get_content_type() == "text/html":
-                raise ValueError("it is a web page, not a text file")
-            size = int(answer.headers.get("Content-Length") or 0)
-            with tqdm.wrapattr(answer, "read", total=size or None, desc="downloading", leave=False) as reader:
-                shutil.copyfileobj(reader, file, BLOCK)
-            if size and file.tell() != size:
-                raise ValueError(f"it broke off after {file.tell():,} of {size:,} bytes")
-    except (OSError, ValueError, http.client.HTTPException) as error:
+        with requests.get(url, stream=True, timeout=timeout) as answer, open(path, "wb") as file:
+            answer.raise_for_status()
+            if "text/html" in answer.headers.get("Content-Type", ""):
+                raise OSError("it is a web page, not a text file")
+            file.writelines(tqdm(answer.iter_content(BLOCK), "downloading", unit="MB", leave=False))
+    except OSError as error:
         raise ConnectionError(f"downloading {url} failed: {error}; check address and network, and run again") from error
     return path
 
@@ -1124,7 +1125,7 @@ class CheckpointKeeper:
         if self.at_rest.wait(self.patience) and self.failed:    # what could not be copied is tried a last time
             self.bring_home()
         if not self.at_rest.wait(self.patience):
-            print(f"Warning: {str(self.folder)!r} is slow, and a copy to it not done; step {self.step} lies in {self.place}.")
+            print(f"Warning: {str(self.folder)!r} is slow, and a copy goes on; step {self.step} lies in {self.place}.")
         self.lock.close()
 
     def check_room(self, model):
@@ -1159,7 +1160,7 @@ class CheckpointKeeper:
             return True
         at_rest = self.at_rest.wait(self.patience if last else 0)
         if not at_rest and not last:
-            self.tried_at = -math.inf                           # as soon as the copy is done
+            self.tried_at = -math.inf                           # try again as soon as the copy is done
             return False
         self.tried_at = time.monotonic()
         try:
@@ -1615,7 +1616,7 @@ class TerminalView:
     def finish(self, state, total_steps):
         self.bar.close()
         if state.global_step < total_steps:
-            print(f"Stopped at step {state.global_step:,} of {total_steps:,}, and saved; start again to go on from here.")
+            print(f"Stopped at step {state.global_step:,} of {total_steps:,}, and saved; start again to go on.")
 
 
 class NotebookView(TerminalView):
@@ -1671,7 +1672,7 @@ def draw_losses(tokens_seen, train_losses, val_losses, scale="linear"):
     axes.set_ylabel("loss, nats per token", color="gray")
     axes.plot(tokens_seen, train_losses, color="tab:orange", label="training")
     axes.plot(tokens_seen, val_losses, color="tab:blue", label="validation")
-    axes.plot(tokens_seen[best], val_losses[best], "o", color="tab:blue", label=f"best validation: {val_losses[best]:.3f}")
+    axes.plot(tokens_seen[best], val_losses[best], "o", color="tab:blue", label=f"best: {val_losses[best]:.3f}")
     axes.legend(labelcolor="gray", frameon=False)
     axes.tick_params(which="both", colors="gray")
     axes.spines[:].set_color("gray")
@@ -1731,7 +1732,7 @@ def resume_training_from_checkpoint(checkpoint_dir=None, checkpoint_file=None, *
         raise FileNotFoundError(f"there is no checkpoint in {str(folder)!r} to resume from; call start_fresh_training")
     checkpoint = read_checkpoint(found[0])
     base = checkpoint.get("settings") or {"config": {**GPT_CONFIG_124M, "tie_embeddings": False}}
-    given = {"checkpoint_dir": str(folder), "staging_dir": None, **settings}
+    given = {"checkpoint_dir": str(folder), "staging_dir": None, "max_steps": None, **settings}
     return run_training(make_settings(given, base), checkpoint, found[0])
 
 
@@ -1919,17 +1920,18 @@ MOODS = {mood: dict(zip(SLIDERS, values)) for mood, values in {      # values of
     "careful": (0.5, 20, 0.9, 0.0, 1.0), "balanced": (0.8, 50, 1.0, 0.0, 1.0),
     "wild": (1.3, 0, 1.0, 0.02, 1.1), "exact": (0.0, 0, 1.0, 0.0, 1.0)}.items()}
 STUDIO_STYLE = """<style>
-.golpo { max-width: 72rem } .golpo .widget-hbox, .golpo .stories { display: flex; flex-wrap: wrap }
+.golpo { max-width: 72rem } .golpo a { color: inherit }
+.golpo .widget-hbox, .golpo .stories, .golpo .widget-toggle-buttons { display: flex; flex-wrap: wrap; width: auto }
 .golpo .widget-text, .golpo .widget-textarea, .golpo .widget-select { width: auto; max-width: 48rem }
-.golpo .setting { width: 22rem; max-width: 100% } .golpo .setting > .widget-inline-hbox { width: auto; margin-bottom: 0 }
-.golpo .setting small { padding-left: 8.5rem } .golpo .widget-button, .golpo .widget-toggle-button { width: auto }
-.golpo .widget-toggle-buttons { display: flex; width: auto }
+.golpo .setting { width: 22rem; max-width: 100% } .golpo .setting small { padding-left: 8.5rem }
+.golpo .setting > *, .golpo .widget-button, .golpo .widget-toggle-button { width: auto }
+.golpo article { flex: 1 1 15rem; max-width: 36rem; padding: .5rem 2rem 1rem 0 }
+.golpo article, .golpo p { font: 1.05rem/1.6 Charter, Georgia, serif; margin: 0 0 .7rem }
+.golpo h2 { font: 1.5rem/1.3 Charter, Georgia, serif; margin: .8rem 0 }
 .golpo small, .golpo .bar { display: block; font: .8rem/1.5 system-ui, sans-serif; opacity: .75; overflow-wrap: anywhere }
-.golpo article { flex: 1 1 15rem; max-width: 36rem; padding: .5rem 2rem 1rem 0; font: 1.05rem/1.6 Charter, Georgia, serif }
-.golpo article p { font: inherit; margin: 0 0 .7rem } .golpo h2 { font: 1.5rem/1.3 Charter, Georgia, serif; margin: .8rem 0 }
 .golpo .bar { display: grid; grid-template-columns: 5rem 1fr 10rem; gap: .6rem; align-items: center }
 .golpo .bar i { display: block; height: .4rem; background: currentColor; opacity: .35 }
-.golpo .bar i + i { background: var(--jp-brand-color1, #2979c4); opacity: 1 } .golpo a { color: inherit } </style>"""
+.golpo .bar i + i { background: var(--jp-brand-color1, #2979c4); opacity: 1 } </style>"""
 
 
 @dataclass
@@ -1964,7 +1966,7 @@ class Story:
     def as_html(self):
         title, prose = self.split()
         paragraphs = "".join(f"<p>{html.escape(line)}</p>" for line in prose.split("\n") if line.strip())
-        why = {"": "telling …", "end": "its own end", "limit": "the limit was reached", "stopped": "stopped"}[self.ended]
+        why = {"": "telling …", "end": "its own end", "limit": "the limit was reached"}.get(self.ended, self.ended)
         pace = f"{self.tokens} tokens · {self.tokens / max(self.seconds, 1e-3):.0f} tokens/s · {why}"
         file = "data:text/plain;charset=utf-8," + urllib.parse.quote(self.as_file())
         link = f" · <a download='story.txt' href='{file}'>download</a>" if self.ended else ""
@@ -2007,11 +2009,6 @@ def attention_picture(weights, words):
     return png(figure)
 
 
-def running_loop():
-    with contextlib.suppress(RuntimeError):
-        return asyncio.get_running_loop()
-
-
 class Studio:
     """The page (`view`) and what its buttons do. `shown`: the stories on it; `shelf`: all tellings, newest first.
     Telling is a task on the kernel's own loop which gives way between tokens, so the page always answers."""
@@ -2020,7 +2017,7 @@ class Studio:
         import ipywidgets as w
         self.model, self.tokenizer, self.folder = model, tokenizer, Path(output_dir)
         self.shown, self.shelf, self.stops, self.drawn_at, self.pictured = [], [], [], 0, None
-        self.loop = running_loop()
+        self.loop = asyncio._get_running_loop()                # None in plain Python
         self.title = w.Text(description="title", placeholder="or none")
         self.opening = w.Textarea(description="opening", placeholder="Once upon a time … (or nothing)", rows=2)
         self.sliders = {name: (w.IntSlider if isinstance(step, int) else w.FloatSlider)(
@@ -2035,7 +2032,8 @@ class Studio:
         self.curious.set_title(0, "For the curious: what may come next, and where the model looks")
         self.books = w.Select(rows=4, description="shelf")
         moods = {mood: functools.partial(self.use_mood, mood) for mood in MOODS}
-        actions = {"Tell": self.tell, "Stop": self.stop, "Tell more": self.more, "Another": self.another, "Save": self.save}
+        actions = {"Tell": self.tell, "Stop": self.stop, "Tell more": self.more, "Another": self.another,
+                   "Save": self.save}
         self.buttons = {label: w.Button(description=label) for label in moods | actions}
         for label, action in (moods | actions).items():
             self.buttons[label].on_click(lambda _, action=action: self.safely(action))
@@ -2046,9 +2044,9 @@ class Studio:
         moods, actions = (w.HBox([self.buttons[label] for label in labels]) for labels in (moods, actions))
         helped = [w.VBox([slider, w.HTML(f"<small>{SLIDERS[name][-1]}</small>")]).add_class("setting")
                   for name, slider in self.sliders.items()]
-        self.view = w.VBox([w.HTML(f"{STUDIO_STYLE}<small>{html.escape(speaker)}</small>"), self.title, self.opening, moods,
-                            w.HBox(helped), self.count, actions, self.message, self.page, self.books, self.curious])
-        self.view.add_class("golpo")
+        top = w.HTML(f"{STUDIO_STYLE}<small>{html.escape(speaker)}</small>")
+        self.view = w.VBox([top, self.title, self.opening, moods, w.HBox(helped), self.count, actions, self.message,
+                            self.page, self.books, self.curious]).add_class("golpo")
         self.refresh()
 
     def safely(self, action):
@@ -2089,8 +2087,9 @@ class Studio:
         """Tell in the background: on the loop on which the page was made, since clicks may come in on a thread of
         their own, where Interrupt can't be heard. Where there is no loop (plain Python), tell here and to the end."""
         self.shown = [Story(*opening, how) for opening, how in zip(itertools.cycle(openings), self.settings())]
+        self.stops = []
         self.refresh()
-        telling, loop = self.tell_all(self.shown), self.loop or running_loop()
+        telling, loop = self.tell_all(self.shown), self.loop or asyncio._get_running_loop()
         if loop is None:
             asyncio.run(telling)
         else:
@@ -2100,7 +2099,9 @@ class Studio:
     async def tell_all(self, stories):
         await asyncio.sleep(0.05)          # the click ends first, and with it the kernel's own handling of Interrupt
         try:
-            with stop_requests() as self.stops:
+            with stop_requests() as interrupts:
+                interrupts += self.stops   # Stop may have been quicker
+                self.stops = interrupts
                 await asyncio.gather(*map(self.tell_one, stories))
         finally:
             self.stop()                    # where one story failed, the others end too
@@ -2144,7 +2145,7 @@ class Studio:
         if self.pictured != (ids, self.layer.value, self.head.value):
             self.pictured = ids, self.layer.value, self.head.value
             with torch.inference_mode():
-                self.logits = self.model.out_head(self.model.hidden(tokens)[:, -1])                               # (1, v)
+                self.logits = self.model.next_logits(tokens, None)                               # (1, v)
             weights = attention_weights(self.model, tokens, self.layer.value, self.head.value)
             self.picture.value = attention_picture(weights[-40:, -40:], [self.tokenizer.decode([i]) for i in ids[-40:]])
         seen = torch.zeros_like(self.logits, dtype=torch.bool).scatter_(1, tokens, True)
