@@ -1115,7 +1115,8 @@ class CheckpointKeeper:
             try:
                 fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)       # it ends with the process, however
             except OSError:
-                raise CheckpointError(f"another training is writing to {str(self.folder)!r}; stop it first") from None
+                raise CheckpointError(f"another training is writing to {str(self.folder)!r}; stop it, "
+                                      f"or choose another checkpoint_dir") from None
         if not (self.place / METRICS).exists():
             with contextlib.suppress(OSError):
                 shutil.copyfile(self.folder / METRICS, self.place / METRICS)
@@ -1133,8 +1134,11 @@ class CheckpointKeeper:
         # Weights and AdamW's two averages, in two slots and once more while one is written; the best's weights.
         needed = 10 * sum(p.numel() * p.element_size() for p in model.parameters())
         for place in {self.folder, self.place}:
-            place.mkdir(parents=True, exist_ok=True)
-            (place / ".probe").write_bytes(b"golpo")
+            try:
+                place.mkdir(parents=True, exist_ok=True)
+                (place / ".probe").write_bytes(b"golpo")
+            except OSError as error:
+                raise OSError(error.errno, f"{error.strerror}; choose another checkpoint_dir", str(place)) from None
             free = shutil.disk_usage(place).free + sum(file.stat().st_size for file in place.glob("checkpoint_*.pt"))
             if free < needed:
                 raise OSError(errno.ENOSPC, f"{free / 1e9:.2f} GB free of the {needed / 1e9:.2f} GB needed; make room, "
