@@ -1207,9 +1207,7 @@ class CheckpointKeeper:
         print(f"Warning: no checkpoint was saved in {str(self.folder)!r} ({error}). Training goes on, to try again.")
 
 
-# ============================================================================================
-# Training
-# ============================================================================================
+# ---- Training ------------------------------------------------------------------------------------
 
 PRESETS = {
     "laptop": dict(config=GPT_CONFIG_LAPTOP, num_epochs=5, batch_size=4, learning_rate=2.5e-3,
@@ -1583,11 +1581,9 @@ def train_model(model, optimizer, corpus, tokenizer, settings, state=None, keepe
     if training.rank == 0:
         training.trim_metrics()
         training.view.start(state, training.total_steps)
-    try:
-        training.loop()
-    finally:
-        if training.rank == 0:
-            training.view.finish(state, training.total_steps)
+    training.loop()
+    if training.rank == 0:
+        training.view.finish(state, training.total_steps)
     return state.train_losses, state.val_losses, state.track_tokens_seen
 
 
@@ -1669,10 +1665,12 @@ def draw_losses(tokens_seen, train_losses, val_losses, scale="linear"):
     """Training and validation loss over tokens seen, the best point marked → a matplotlib Figure without a
     background, readable on a light page and on a dark one. scale: of the loss, "linear" or "log"."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
     figure = Figure(figsize=(7, 4), layout="constrained", facecolor="none")
     axes, best = figure.subplots(), int(np.argmin(val_losses))
     axes.set(facecolor="none", yscale=scale)
     axes.set_xlabel("tokens seen", color="gray")
+    axes.xaxis.set_major_formatter(EngFormatter())           # 2 M, not 2e6
     axes.set_ylabel("loss, nats per token", color="gray")
     axes.plot(tokens_seen, train_losses, color="tab:orange", label="training")
     axes.plot(tokens_seen, val_losses, color="tab:blue", label="validation")
@@ -1825,9 +1823,7 @@ def resume_state(model, optimizer, checkpoint, name):
     return TrainingState(checkpoint["global_step"] + 1, checkpoint["tokens_seen"], *histories)    # it counts steps from 0
 
 
-# ============================================================================================
-# Measuring stories
-# ============================================================================================
+# ---- Measuring stories ---------------------------------------------------------------------------
 
 def ngrams(text, n):
     """All runs of n words (split at white space) of `text`, in order."""
@@ -1906,25 +1902,23 @@ def evaluate(checkpoint=DEFAULT_CHECKPOINTS, data_path=None, stories=20, max_new
     return figures
 
 
-# ============================================================================================
-# Notebook pages
-# ============================================================================================
+# ---- Notebook pages ------------------------------------------------------------------------------
 
 # What a slider shows: label, lowest, highest, step, first value, help. The names are those of `stream_story`.
 SLIDERS = {
     "temperature": ("temperature", 0.0, 2.0, 0.05, 0.8, "0 takes the likeliest token, 1 draws as the model believes"),
     "top_k": ("top-k", 0, 200, 1, 50, "draw among so many likeliest tokens; 0: among all"),
     "top_p": ("top-p", 0.05, 1.0, 0.05, 1.0, "draw among the fewest tokens that reach this probability"),
-    "min_p": ("min-p", 0.0, 0.5, 0.01, 0.0, "drop tokens below this share of the likeliest one's probability"),
+    "min_p": ("min-p", 0.0, 0.5, 0.01, 0.1, "drop tokens below this share of the likeliest one's probability"),
     "repetition_penalty": ("repetition penalty", 1.0, 2.0, 0.05, 1.0, "above 1, tokens that stood before lose score"),
     "max_new_tokens": ("max tokens", 10, 2000, 10, 400, "the longest story; a token is about ¾ of a word"),
     "seed": ("seed", 0, 9999, 1, 1, "the same seed and settings tell the same story again"),
 }
 MOODS = {mood: dict(zip(SLIDERS, values)) for mood, values in {      # values of the first five sliders
-    "careful": (0.5, 20, 0.9, 0.0, 1.0), "balanced": (0.8, 50, 1.0, 0.0, 1.0),
+    "careful": (0.6, 40, 1.0, 0.15, 1.0), "balanced": (0.8, 50, 1.0, 0.1, 1.0),
     "wild": (1.3, 0, 1.0, 0.02, 1.1), "exact": (0.0, 0, 1.0, 0.0, 1.0)}.items()}
 STUDIO_STYLE = """<style>
-.golpo { max-width: 72rem } .golpo a { color: inherit }
+.golpo { max-width: 72rem; gap: .2rem } .golpo a { color: inherit }
 .golpo .widget-hbox, .golpo .stories, .golpo .widget-toggle-buttons { display: flex; flex-wrap: wrap; width: auto }
 .golpo .widget-text, .golpo .widget-textarea, .golpo .widget-select { width: auto; max-width: 48rem }
 .golpo .setting { width: 22rem; max-width: 100% } .golpo .setting small { padding-left: 8.5rem }
@@ -1932,7 +1926,7 @@ STUDIO_STYLE = """<style>
 .golpo article { flex: 1 1 15rem; max-width: 36rem; padding: .5rem 2rem 1rem 0 }
 .golpo article, .golpo p { font: 1.05rem/1.6 Charter, Georgia, serif; margin: 0 0 .7rem }
 .golpo h2 { font: 1.5rem/1.3 Charter, Georgia, serif; margin: .8rem 0 }
-.golpo small, .golpo .bar { display: block; font: .8rem/1.5 system-ui, sans-serif; opacity: .75; overflow-wrap: anywhere }
+.golpo small, .golpo .bar { display: block; font: .8rem/1.5 system-ui, sans-serif; opacity: .8 }
 .golpo .bar { display: grid; grid-template-columns: 5rem 1fr 10rem; gap: .6rem; align-items: center }
 .golpo .bar i { display: block; height: .4rem; background: currentColor; opacity: .35 }
 .golpo .bar i + i { background: var(--jp-brand-color1, #2979c4); opacity: 1 } </style>"""
@@ -2236,9 +2230,7 @@ def flush_drive(timeout=120):
     print(news[-1])
 
 
-# ============================================================================================
-# Command line
-# ============================================================================================
+# ---- Command line --------------------------------------------------------------------------------
 
 def add_setting_flags(parser):
     """A flag for each field of Settings: --num-epochs 3, or --config '{"emb_dim": 128, …}'."""

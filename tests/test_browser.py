@@ -67,7 +67,8 @@ def serving(python, project, home, *command):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    own = {name: str(home) for name in ("HOME", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")}
+    names = ("HOME", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
+    own = {name: str(home) for name in names}
     with open(home / "log.txt", "wb") as log:
         server = subprocess.Popen([python, "-m", *command, f"--port={port}", "--no-browser"], cwd=project, stdout=log,
                                   stderr=log, env={**os.environ, **own, "OMP_NUM_THREADS": "1"})

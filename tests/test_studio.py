@@ -63,7 +63,8 @@ def test_the_page_holds_every_control(tmp_path):
 
 
 def test_the_page_says_who_speaks(tmp_path):
-    about = {"path": tmp_path / "checkpoint_best.pt", "global_step": 1234, "tokens_seen": 56789, "val_losses": [2.0, 1.5]}
+    about = {"path": tmp_path / "checkpoint_best.pt", "global_step": 1234, "tokens_seen": 56789,
+             "val_losses": [2.0, 1.5]}
     page = golpo.story_studio(golpo.GPTModel(CONFIG), golpo.get_tokenizer(4096), tmp_path, about=about)
     for fact in ("checkpoint_best.pt", "1,234", "56,789", "1.500"):
         assert fact in page.children[0].value
@@ -189,7 +190,8 @@ def test_saved_and_downloaded_stories_carry_their_settings(studio, tells, tmp_pa
     studio.tell()
     studio.save()
     studio.save()
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["output_no_1_0.8_50_400.txt", "output_no_2_0.8_50_400.txt"]
+    names = sorted(file.name for file in tmp_path.iterdir())
+    assert names == ["output_no_1_0.8_50_400.txt", "output_no_2_0.8_50_400.txt"]
     text = (tmp_path / "output_no_1_0.8_50_400.txt").read_text(encoding="utf-8")
     header, title, prose = text.split("\n\n")
     assert all(word in header for word in ("temperature 0.8", "top-k 50", "top-p 1", "seed 1", "max tokens 400"))
@@ -233,7 +235,8 @@ def test_attention_is_what_the_formula_gives(studio):
     block, inputs = studio.model.trf_blocks[1], []
     with block.att.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0])), torch.no_grad():
         studio.model(ids)
-    query, key = (projection(inputs[0])[0, :, 8:].detach() for projection in (block.att.W_query, block.att.W_key))     # head 1
+    query, key = (projection(inputs[0])[0, :, 8:].detach()                                         # head 1
+                  for projection in (block.att.W_query, block.att.W_key))
     weights = golpo.attention_weights(studio.model, ids, layer=1, head=1)
     for i in range(7):
         scores = torch.tensor([float(query[i] @ key[j]) / math.sqrt(8) for j in range(i + 1)])
@@ -253,8 +256,8 @@ def test_the_attention_picture_follows_the_head(studio):
 
 # The training page
 
-RECORDS = [dict(step=10 * n, epoch=n / 4, tokens_seen=1000 * n, train_loss=loss, val_loss=loss, val_perplexity=math.exp(loss),
-                learning_rate=1e-3, tokens_per_second=5000.0, seconds=n, seconds_left=60.0)
+RECORDS = [dict(step=10 * n, epoch=n / 4, tokens_seen=1000 * n, train_loss=loss, val_loss=loss, seconds=n,
+                val_perplexity=math.exp(loss), learning_rate=1e-3, tokens_per_second=5000.0, seconds_left=60.0)
            for n, loss in enumerate([5.0, 3.0, 2.0, 2.5], start=1)]
 
 
@@ -291,7 +294,7 @@ def test_the_notebook_renews_three_things_in_place(monkeypatch):
     monkeypatch.setattr(IPython.display, "display", display)
     progress(golpo.NotebookView())
     line, picture, sample = (outputs[-1] for outputs in shown)
-    assert "step 40 of 40" in line.data and "2.500" in line.data and "1.0e-03" in line.data and "1.0 min left" in line.data
+    assert all(fact in line.data for fact in ("step 40 of 40", "2.500", "1.0e-03", "1.0 min left"))
     assert picture.data.startswith(b"\x89PNG")
     assert sample.data == "**Fox**\n\nA fox ran."
 
