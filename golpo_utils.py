@@ -1231,7 +1231,7 @@ class Settings:
     micro_batch_size: int | None = None        # windows at once, their gradients added up (None: the whole batch)
     learning_rate: float = 1e-3                # its peak
     warmup: float = 0.05                       # share of the steps in which it rises to the peak
-    final_learning_rate: float = 0.1           # what the cosine falls to at the end, as a share of the peak; 1 keeps it constant
+    final_learning_rate: float = 0.1           # what the cosine ends at, as a share of the peak; 1: a constant rate
     weight_decay: float = 0.1                  # on matrices only
     beta2: float = 0.95                        # how long AdamW remembers squared gradients
     grad_clip: float = 1.0                     # the longest gradient that is followed at full length
@@ -1249,15 +1249,18 @@ class Settings:
 
     def __post_init__(self):
         check_config(self.config)
-        whole = ("num_epochs", "batch_size", "evals_per_epoch", "micro_batch_size", "patience", "max_steps", "seed", "sample_tokens")
+        whole = ("num_epochs", "batch_size", "evals_per_epoch", "micro_batch_size", "patience", "max_steps", "seed",
+                 "sample_tokens")
         shares = ("warmup", "final_learning_rate", "beta2", "validation_fraction")
-        choices = {"device": ("auto", "cuda", "cpu"), "precision": ("auto", "bf16", "fp16", "fp32"), "compile": ("auto", "on", "off")}
+        choices = {"device": ("auto", "cuda", "cpu"), "precision": ("auto", "bf16", "fp16", "fp32"),
+                   "compile": ("auto", "on", "off")}
         for name, value in vars(self).items():
             if name in choices and value not in choices[name]:
                 raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(choices[name])}")
-            if name in (*whole, *shares, "learning_rate", "weight_decay", "grad_clip", "save_every_minutes") and value is not None:
-                low = 1 if name in whole[:6] else 0
-                check_number(name, value, low, 1 if name in shares else math.inf, whole=name in whole)
+            numbers = (*whole, *shares, "learning_rate", "weight_decay", "grad_clip", "save_every_minutes")
+            if name in numbers and value is not None:
+                low, high = int(name in whole[:6]), 1 if name in shares else math.inf
+                check_number(name, value, low, high, whole=name in whole)
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device is 'cuda', but PyTorch sees no GPU here; choose a GPU runtime, or device='cpu'")
 
@@ -1267,7 +1270,7 @@ def make_settings(given, base=None):
     known = [f.name for f in fields(Settings)]
     for name in given:
         if name not in known:
-            raise ValueError(f"there is no setting {name!r} (value {given[name]!r}); the settings are {', '.join(known)}")
+            raise ValueError(f"there is no setting {name!r} (value {given[name]!r}); they are {', '.join(known)}")
     if base is None:
         base = {} if "config" in given else PRESETS[default_preset()]
     paths = {name: str(given[name]) for name in ("data_path", "checkpoint_dir", "staging_dir") if given.get(name)}
@@ -1299,7 +1302,8 @@ def pick_precision(name, device):
     if name == "auto" and device.type == "cuda":
         name = "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
     elif name == "auto":
-        native = any(getattr(torch.cpu, check, bool)() for check in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        native = any(getattr(torch.cpu, check, bool)() for check in checks)
         name = "bf16" if native else "fp32"
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
 
@@ -1315,6 +1319,7 @@ def learning_rate_at(step, total_steps, settings):
     return settings.learning_rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1, done))))
 
 
+@functools.lru_cache(maxsize=1)
 def epoch_order(seed, epoch, windows):
     """In which order an epoch visits the windows: a pure function of (seed, epoch)."""
     return np.random.default_rng([seed, epoch]).permutation(windows)
@@ -1325,8 +1330,8 @@ def make_optimizer(model, settings):
     embeddings = {id(model.tok_emb.weight), id(model.pos_emb.weight)}
     matrices = [p for p in model.parameters() if p.dim() > 1 and id(p) not in embeddings]
     others = [p for p in model.parameters() if p.dim() <= 1 or id(p) in embeddings]
-    return torch.optim.AdamW([{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
-                             lr=settings.learning_rate, betas=(0.9, settings.beta2), fused=True)
+    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, settings.beta2), fused=True)
 
 
 @dataclass
@@ -1423,13 +1428,13 @@ class Training:
         self.scaler = torch.amp.GradScaler(self.device.type, init_scale=2.0 ** 16 if half else 1.0)
         if half and state.scaler:
             self.scaler.load_state_dict(state.scaler)
-        self.sums = torch.tensor(state.sums, dtype=torch.float64, device=self.device)   # losses, steps since an evaluation
+        self.sums = torch.tensor(state.sums, dtype=torch.float64, device=self.device)   # losses and steps, see TrainingState
         self.skips = torch.zeros((), device=self.device)
         self.best_weights, self.metrics = None, Path(settings.staging_dir or settings.checkpoint_dir) / METRICS
         self.run = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False) if distributed else model
         # Compiling takes a minute or two: it pays on a GPU that is not too old, in a run of many steps.
-        worth_it = self.device.type == "cuda" and torch.cuda.get_device_capability() >= (7, 0) and self.total_steps > 1000
-        if settings.compile == "on" or (settings.compile == "auto" and worth_it):
+        new_gpu = self.device.type == "cuda" and torch.cuda.get_device_capability() >= (7, 0)
+        if settings.compile == "on" or (settings.compile == "auto" and new_gpu and self.total_steps > 1000):
             self.run = torch.compile(self.run)
 
     def step(self):
@@ -1457,8 +1462,8 @@ class Training:
 
     def give_up_if(self, hopeless, reason):
         if hopeless:
-            raise TrainingError(f"{reason} (step {self.state.global_step}); lower learning_rate (now {self.settings.learning_rate}) "
-                                f"or set precision='fp32', and resume from the last checkpoint")
+            raise TrainingError(f"{reason} (step {self.state.global_step}); lower learning_rate (now "
+                                f"{self.settings.learning_rate}) or set precision='fp32', and resume from the last checkpoint")
 
     def backward_within_memory(self, number, windows):
         """`backward`, with fewer windows at once if the device's memory does not suffice."""
@@ -1467,12 +1472,12 @@ class Training:
                 return self.backward(number, windows)
             except torch.OutOfMemoryError:
                 if self.micro_batch_size == 1 or self.world > 1:
-                    raise TrainingError(f"out of memory with {self.micro_batch_size} windows at once; lower micro_batch_size, "
-                                        f"context_length or the model's size") from None
+                    raise TrainingError(f"out of memory with {self.micro_batch_size} windows at once; lower "
+                                        f"micro_batch_size, context_length or the model's size") from None
                 self.micro_batch_size = -(-self.micro_batch_size // 2)
                 self.optimizer.zero_grad()
-                print(f"Out of memory: from here on {self.micro_batch_size} windows at once, their gradients added up; "
-                      f"the result stays the same.")
+                print(f"Out of memory: from here on {self.micro_batch_size} windows at once, their gradients added "
+                      f"up; the result stays the same.")
 
     def backward(self, number, windows):
         """Add up the gradients of this process's share of the windows; return its part of their mean loss."""
@@ -1496,7 +1501,8 @@ class Training:
     def evaluate(self, **pace):
         """Measure the validation loss, enter it into the histories and the metrics file, and show it."""
         state = self.state
-        val_loss = evaluate_loss(self.run, self.corpus.val_ids, self.context, self.start_id, dtype=self.dtype, rank=self.rank, world=self.world)
+        val_loss = evaluate_loss(self.run, self.corpus.val_ids, self.context, self.start_id, dtype=self.dtype,
+                                 rank=self.rank, world=self.world)
         self.give_up_if(self.skips >= MOST_SKIPS, f"the last {MOST_SKIPS} steps gave no finite gradient")
         self.give_up_if(not math.isfinite(val_loss), f"the validation loss is {val_loss}")
         train_loss = sum_over_processes(float(self.sums[0]))[0] / max(1.0, float(self.sums[1]))
@@ -1507,10 +1513,10 @@ class Training:
         state.evals_since_best += 1
         if val_loss < state.best_val_loss:
             state.best_val_loss, state.evals_since_best = val_loss, 0
-            self.best_weights = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
-        record = {"step": state.global_step, "epoch": state.global_step / self.steps_per_epoch, "tokens_seen": state.tokens_seen,
-                  "train_loss": train_loss, "val_loss": val_loss, "val_perplexity": math.exp(val_loss),
-                  "learning_rate": self.learning_rate, "seconds": state.seconds, **pace}
+            self.best_weights = {name: weight.detach().cpu().clone() for name, weight in self.model.state_dict().items()}
+        record = {"step": state.global_step, "epoch": state.global_step / self.steps_per_epoch,
+                  "tokens_seen": state.tokens_seen, "train_loss": train_loss, "val_loss": val_loss,
+                  "val_perplexity": math.exp(val_loss), "learning_rate": self.learning_rate, "seconds": state.seconds, **pace}
         if self.rank == 0:
             with contextlib.suppress(OSError), open(self.metrics, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
@@ -1520,7 +1526,8 @@ class Training:
         """Drop the metrics of steps that a resumed training will do again."""
         self.metrics.parent.mkdir(parents=True, exist_ok=True)
         lines = self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []
-        kept = [line + "\n" for line in lines if line.endswith("}") and json.loads(line)["step"] <= self.state.global_step]
+        whole = (line for line in lines if line.endswith("}"))
+        kept = [line + "\n" for line in whole if json.loads(line)["step"] <= self.state.global_step]
         self.metrics.write_text("".join(kept), encoding="utf-8")
 
     def save(self, last=False):
@@ -1529,10 +1536,11 @@ class Training:
         state.sums, state.scaler = self.sums.tolist(), self.scaler.state_dict()
         if self.rank > 0 or self.keeper is None:
             return
-        progress = ((state.global_step - 1) // self.steps_per_epoch, state.global_step, state.train_losses, state.val_losses,
-                    state.track_tokens_seen, state.tokens_seen)
+        progress = ((state.global_step - 1) // self.steps_per_epoch, state.global_step, state.train_losses,
+                    state.val_losses, state.track_tokens_seen, state.tokens_seen)
         facts = dict(settings=asdict(self.settings), corpus=self.corpus.fingerprint, tokenizer=self.tokenizer.name,
-                     state=asdict(state), random_states={"torch": torch.get_rng_state().tolist()}, best_val_loss=state.best_val_loss)
+                     state=asdict(state), random_states={"torch": torch.get_rng_state().tolist()},
+                     best_val_loss=state.best_val_loss)
         if self.keeper.save(self.model, self.optimizer, *progress, best_weights=self.best_weights, last=last, **facts):
             self.best_weights = None
 
@@ -1556,7 +1564,8 @@ class Training:
                                   seconds_left=seconds_a_step * (last_step - state.global_step))
                     paced, tokens_before = clock(), state.tokens_seen
                 if epoch_ends and settings.sample_tokens and self.rank == 0:
-                    story = stream_story(self.model, self.tokenizer, max_new_tokens=settings.sample_tokens, seed=settings.seed)
+                    story = stream_story(self.model, self.tokenizer, max_new_tokens=settings.sample_tokens,
+                                         min_p=0.1, seed=settings.seed)
                     self.view.sample("".join(story))
                 if epoch_ends or self.keeper and self.keeper.due(settings.save_every_minutes):
                     self.save()
@@ -1576,14 +1585,14 @@ def train_model(model, optimizer, corpus, tokenizer, settings, state=None, keepe
     state: where to go on (None: at the beginning). keeper: saves at each epoch's end, by the clock,
     and when asked to stop. view: shows progress. Raises TrainingError if the loss is no longer a number.
     """
-    training = Training(model, optimizer, corpus, tokenizer, settings, state or TrainingState(), keeper, view or pick_view())
-    state = training.state
+    state, view = state or TrainingState(), view or pick_view()
+    training = Training(model, optimizer, corpus, tokenizer, settings, state, keeper, view)
     if training.rank == 0:
         training.trim_metrics()
-        training.view.start(state, training.total_steps)
+        view.start(state, training.total_steps)
     training.loop()
     if training.rank == 0:
-        training.view.finish(state, training.total_steps)
+        view.finish(state, training.total_steps)
     return state.train_losses, state.val_losses, state.track_tokens_seen
 
 
@@ -1657,8 +1666,14 @@ class NotebookView(TerminalView):
         super().finish(state, total_steps)
 
 
+def in_notebook():
+    """Does this run in a Jupyter kernel, where things can be shown?"""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return hasattr(shell, "kernel")
+
+
 def pick_view():
-    return NotebookView() if "ipykernel" in sys.modules else TerminalView()
+    return NotebookView() if in_notebook() else TerminalView()
 
 
 def draw_losses(tokens_seen, train_losses, val_losses, scale="linear"):
@@ -1695,7 +1710,7 @@ def plot_losses(tokens_seen, train_losses, val_losses, path="loss-plot.png", sca
     figure = draw_losses(tokens_seen, train_losses, val_losses, scale)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
-    if "ipykernel" in sys.modules:
+    if in_notebook():
         from IPython.display import Image, display
         display(Image(png(figure)))
 
@@ -1729,7 +1744,8 @@ def resume_training_from_checkpoint(checkpoint_dir=None, checkpoint_file=None, *
     batch size or seed changed, unless accept_changes=True.
     """
     folder = Path(checkpoint_dir or DEFAULT_CHECKPOINTS)
-    found = (folder / checkpoint_file, None) if checkpoint_file else newest_checkpoint(folder, staging=settings.get("staging_dir"))
+    newest = None if checkpoint_file else newest_checkpoint(folder, staging=settings.get("staging_dir"))
+    found = (folder / checkpoint_file, None) if checkpoint_file else newest
     if found is None:
         raise FileNotFoundError(f"there is no checkpoint in {str(folder)!r} to resume from; call start_fresh_training")
     checkpoint = read_checkpoint(found[0])
@@ -1753,8 +1769,8 @@ def refuse_changes(settings, corpus, tokenizer, checkpoint, name):
     before = {**(checkpoint.get("settings") or {}), "corpus": checkpoint.get("corpus"), "tokenizer": checkpoint.get("tokenizer")}
     for key, value in now.items():
         if before.get(key) not in (None, value) and not settings.accept_changes:
-            raise CheckpointError(f"{name} was trained with {key} = {before[key]!r}, and now it is {value!r}; put it back, set "
-                                  f"accept_changes=True, or start a fresh training in another checkpoint_dir")
+            raise CheckpointError(f"{name} was trained with {key} = {before[key]!r}, and now it is {value!r}; put it back, "
+                                  f"set accept_changes=True, or start a fresh training in another checkpoint_dir")
 
 
 def move_away(folder):
@@ -1805,8 +1821,9 @@ def run_training(settings, checkpoint=None, path=None):
                     move_away(folder)
             for note in corpus.notes:
                 print(f"Note: {note}")
-            print(f"{model.parameter_count() / 1e6:.1f} M parameters on {device} in {pick_precision(settings.precision, device)}; "
-                  f"{corpus.stories:,} stories, {len(corpus.train_ids):,} tokens to train on and {len(corpus.val_ids):,} to validate.")
+            print(f"{model.parameter_count() / 1e6:.1f} M parameters on {device} in "
+                  f"{pick_precision(settings.precision, device)}; {corpus.stories:,} stories, "
+                  f"{len(corpus.train_ids):,} tokens to train on and {len(corpus.val_ids):,} to validate.")
             print(f"Going on from {path.name}, step {state.global_step:,}." if path else "Starting fresh.")
         return train_model(model, optimizer, corpus, tokenizer, settings, state, keeper)
 

@@ -93,7 +93,7 @@ def wait_for(condition, seconds=60):
     raise AssertionError(f"waited {seconds} seconds in vain for {inspect.getsource(condition).strip()}")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")          # its event loop must be gone before the next file's tests
 def browser():
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
