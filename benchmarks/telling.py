@@ -11,7 +11,7 @@ that does other work slows all contenders, not equally: ratios are medians of ra
 import argparse
 import importlib.util
 import json
-import resource
+import re
 import statistics
 import subprocess
 import sys
@@ -91,7 +91,7 @@ def peak_memory(name, options):
     words = [sys.executable, __file__, "--memory-of", name, "--threads", str(options.threads)]
     for peer in ("original", "nanogpt"):
         words += [f"--{peer}", getattr(options, peer)] if getattr(options, peer) else []
-    return int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+    return int(subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()[-1])
 
 
 def main():
@@ -110,7 +110,8 @@ def main():
     every = contenders(options)
     if options.memory_of:
         every[options.memory_of]()(8)
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+        # Not ru_maxrss: that is inherited from the process which started this one.
+        print(int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) // 1024)
         return
 
     tells = {name: make() for name, make in every.items()}
