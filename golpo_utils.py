@@ -1215,7 +1215,6 @@ PRESETS = {
     "t4": dict(config=GPT_CONFIG_T4, num_epochs=8, batch_size=32, learning_rate=1e-3),
     "124M": dict(config=GPT_CONFIG_124M, num_epochs=12, batch_size=8, learning_rate=4e-4),
     "350M": dict(config=GPT_CONFIG_350M, num_epochs=4, batch_size=32, learning_rate=3e-4),
-    "gpt2": dict(config=GPT_CONFIG_GPT2, num_epochs=3, batch_size=16, learning_rate=5e-5),
 }
 
 
@@ -1795,6 +1794,7 @@ def process_group():
     torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield torch.distributed.get_rank()
+        torch.distributed.barrier()                             # nobody leaves while another still saves
     finally:
         torch.distributed.destroy_process_group()
 
