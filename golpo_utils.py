@@ -28,7 +28,7 @@ import threading
 import time
 import urllib.parse
 import warnings
-from collections import namedtuple
+from collections import Counter, defaultdict, namedtuple
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -66,8 +66,8 @@ GPT_CONFIG_T4 = dict(vocab_size=50261, context_length=512, emb_dim=512, n_heads=
 # GPT-2 medium's shape, for those who bring more text and a larger GPU.
 GPT_CONFIG_350M = dict(vocab_size=50261, context_length=1024, emb_dim=1024, n_heads=16, n_layers=24,
                        drop_rate=0.1, qkv_bias=False)
-# OpenAI's GPT-2 small, to start from its published weights (`load_gpt2_weights`).
-GPT_CONFIG_GPT2 = dict(vocab_size=50261, context_length=1024, emb_dim=768, n_heads=12, n_layers=12,
+# OpenAI's GPT-2 small, to start from its published weights (`load_gpt2_weights`), which may lose the end of its context.
+GPT_CONFIG_GPT2 = dict(vocab_size=50261, context_length=512, emb_dim=768, n_heads=12, n_layers=12,
                        drop_rate=0.1, qkv_bias=True)
 
 
@@ -179,6 +179,28 @@ class GELU(Block):
         return F.gelu(x, approximate="tanh")
 
 
+class Linear(nn.Linear):
+    """x @ weight.T + bias: (…, d_in) → (…, d_out), as in torch.nn. Telling multiplies big matrices with a few rows
+    at a time, and that PyTorch leaves to one core of a CPU. The weights cut into slices are a batch of products, which
+    it spreads over all cores (figures: benchmarks/telling.py)."""
+    SLICES, FEW_ROWS = 8, 16
+
+    def forward(self, x):
+        rows = x.numel() // x.shape[-1]
+        telling = x.device.type == "cpu" and rows <= self.FEW_ROWS and not torch.is_grad_enabled()
+        return self.sliced(x) if Block.use_fused and telling else super().forward(x)
+
+    def sliced(self, x):
+        rows, whole = x.flatten(0, -2), self.out_features // self.SLICES * self.SLICES     # (r, d_in)
+        slices = self.weight[:whole].unflatten(0, (self.SLICES, -1))                       # (s, d_out / s, d_in)
+        if len(rows) == 1:
+            y = torch.bmm(slices, rows.T.expand(self.SLICES, -1, -1)).view(1, whole)
+        else:
+            y = torch.bmm(rows.expand(self.SLICES, -1, -1), slices.mT).transpose(0, 1).flatten(1)   # (r, whole)
+        y = torch.cat([y, rows @ self.weight[whole:].T], dim=1) if whole < self.out_features else y
+        return (y if self.bias is None else y + self.bias).view(*x.shape[:-1], -1)         # (…, d_out)
+
+
 class MultiHeadAttention(nn.Module):
     """Causal self-attention (Vaswani et al., 2017): each token gathers from itself and the tokens before it
     what its heads find relevant. (b, t, d_in) → (b, t, d_out), t ≤ context_length. key_dim, val_dim: the width
@@ -190,10 +212,10 @@ class MultiHeadAttention(nn.Module):
         if any(width % num_heads for width in (d_out, key_dim, val_dim)):
             raise ValueError(f"{d_out = }, {key_dim = } and {val_dim = } must be divisible by {num_heads = }")
         self.num_heads = num_heads
-        self.W_query = nn.Linear(d_in, key_dim, bias=qkv_bias)
-        self.W_key = nn.Linear(d_in, key_dim, bias=qkv_bias)
-        self.W_value = nn.Linear(d_in, val_dim, bias=qkv_bias)
-        self.out_proj = nn.Linear(val_dim, d_out)
+        self.W_query = Linear(d_in, key_dim, bias=qkv_bias)
+        self.W_key = Linear(d_in, key_dim, bias=qkv_bias)
+        self.W_value = Linear(d_in, val_dim, bias=qkv_bias)
+        self.out_proj = Linear(val_dim, d_out)
         self.softmax, self.dropout = Softmax(dim=-1), Dropout(dropout)
         # True where a query (row) must not look: at keys (columns) that come after it.
         later = torch.ones(context_length, context_length, dtype=torch.bool).triu(diagonal=1)
@@ -227,7 +249,7 @@ class FeedForward(nn.Module):
     def __init__(self, config):
         super().__init__()
         d = config["emb_dim"]
-        self.layers = nn.Sequential(nn.Linear(d, 4 * d), GELU(), nn.Linear(4 * d, d))
+        self.layers = nn.Sequential(Linear(d, 4 * d), GELU(), Linear(4 * d, d))
 
     def forward(self, x):
         return self.layers(x)
@@ -265,7 +287,7 @@ class GPTModel(nn.Module):
         self.drop_emb = Dropout(full["drop_rate"])
         self.trf_blocks = nn.ModuleList(TransformerBlock(full) for _ in range(full["n_layers"]))
         self.final_norm = LayerNorm(full["emb_dim"])
-        self.out_head = nn.Linear(full["emb_dim"], full["vocab_size"], bias=False)
+        self.out_head = Linear(full["emb_dim"], full["vocab_size"], bias=False)
         if full["init_std"] is not None:
             self.initialise(full["init_std"])
         if full["tie_embeddings"]:
@@ -326,32 +348,36 @@ class KeyValueCache:
         return [store[:, :, :self.length] for store in self.stores]
 
 
+def batches(n, size):
+    """0..n in slices of `size`, the last maybe shorter."""
+    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
+
+
 class NextTokenLoss(torch.autograd.Function):
     """Mean cross-entropy of `targets` (n,) under the scores hidden @ weight.T, in nats; targets of -100 do not count.
 
     n tokens times a vocabulary of 50,000 is by far the largest tensor in training, and the usual way holds it several
     times over. Here a few rows at a time are scored, turned into loss and gradient at once, and forgotten."""
-    ROWS = 512
+    ROWS, CACHED_ROWS = 512, 128    # for one matrix product; for the softmax, whose scores then fit a processor's cache
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, wants_gradient=True):             # (n, d), (v, d), (n,)
         device, loss = hidden.device.type, 0
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        head, ctx.count = weight.to(dtype), (targets >= 0).sum()
-        if wants_gradient:
-            hidden_gradient, weight_gradient = torch.empty_like(hidden), torch.zeros_like(weight)
-        for start in range(0, len(targets), NextTokenLoss.ROWS):
-            rows = slice(start, start + NextTokenLoss.ROWS)
-            x, y = hidden[rows].to(dtype), targets[rows, None]                  # (r, d), (r, 1)
-            counts, y = y >= 0, y.clamp(min=0)
-            logits = (x @ head.T).to(torch.promote_types(dtype, torch.float32))  # (r, v)
-            log_total = logits.logsumexp(dim=-1, keepdim=True)                  # (r, 1)
-            loss = loss + ((log_total - logits.gather(1, y)) * counts).sum()
-            if wants_gradient:                                                  # softmax minus one-hot
-                gradient = logits.sub_(log_total).exp_().scatter_add_(1, y, -torch.ones_like(log_total))
-                gradient = gradient.mul_(counts).to(dtype)
-                hidden_gradient[rows] = gradient @ head
-                weight_gradient += gradient.T @ x
+        head, wide, counts = weight.to(dtype), torch.promote_types(dtype, torch.float32), (targets >= 0)[:, None]
+        ctx.count, answers = counts.sum(), targets.clamp(min=0)[:, None]                            # (n, 1)
+        hidden_gradient, weight_gradient = (map(torch.zeros_like, (hidden, weight)) if wants_gradient else (None, None))
+        for rows in batches(len(targets), NextTokenLoss.ROWS):
+            x, y, counting = hidden[rows].to(dtype), answers[rows], counts[rows]                    # (r, d), (r, 1), (r, 1)
+            gradient = x.new_empty(len(x), len(head)) if wants_gradient else None                   # (r, v)
+            for few in batches(len(x), NextTokenLoss.CACHED_ROWS):
+                log_p = F.log_softmax(x[few] @ head.T, dim=-1, dtype=wide)
+                loss = loss - (log_p.gather(1, y[few]) * counting[few]).sum()
+                if wants_gradient:                                              # softmax minus one-hot
+                    gradient[few] = log_p.exp_().scatter_add_(1, y[few], -torch.ones_like(y[few], dtype=wide))
+            if wants_gradient:
+                hidden_gradient[rows] = (gradient @ head) * counting
+                weight_gradient += gradient.T @ (x * counting)
         if wants_gradient:
             ctx.save_for_backward(hidden_gradient, weight_gradient)
         return loss / ctx.count
@@ -362,6 +388,35 @@ class NextTokenLoss(torch.autograd.Function):
         hidden_gradient, weight_gradient = ctx.saved_tensors
         scale = gradient / ctx.count
         return (hidden_gradient * scale).to(hidden_gradient.dtype), weight_gradient * scale, None, None
+
+
+class Int8Linear(nn.Module):
+    """A Linear layer to tell with: weights in int8, each row with a scale of its own, inputs rounded to 7 bits as they
+    come (PyTorch's dynamic quantization). (…, d_in) → (…, d_out), on the CPU, without gradients."""
+
+    def __init__(self, layer):
+        super().__init__()
+        weight, bias = layer.weight.detach().float().cpu(), None if layer.bias is None else layer.bias.detach().float()
+        scales = weight.abs().amax(dim=1).clamp(min=1e-12).double() / 127                   # (d_out,)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")         # PyTorch means to move these to a package of its own, torchao
+            rounded = torch.quantize_per_channel(weight, scales, torch.zeros_like(scales, dtype=torch.long), 0, torch.qint8)
+            self.packed = torch.ops.quantized.linear_prepack(rounded, bias)
+
+    def forward(self, x):
+        return torch.ops.quantized.linear_dynamic(x, self.packed, True)
+
+
+def to_int8(model):
+    """Turn the weights of all linear layers into int8, in place, and return the model: a quarter of the bytes to read
+    for each token, on a CPU, where reading them is what takes the time. It can then tell, and not train."""
+    parameters = model.parameter_count()
+    for module in list(model.modules()):
+        for name, layer in list(module.named_children()):
+            if isinstance(layer, Linear):
+                setattr(module, name, Int8Linear(layer))
+    model.parameter_count = lambda: parameters      # those in int8 are no longer nn.Parameters
+    return model.eval()
 
 
 def untie_head(model):
@@ -389,16 +444,32 @@ def gpt2_layout(model):
     return layout
 
 
+def download_gpt2(name):
+    """The weights file of a model on huggingface.co, kept for the next time. Raises ConnectionError."""
+    from huggingface_hub import hf_hub_download
+    try:
+        return hf_hub_download(name, "model.safetensors")
+    except Exception as error:
+        raise ConnectionError(f"the weights of {name!r} could not be downloaded ({type(error).__name__}); go online, check "
+                              f"the name, or give the path of a .safetensors file") from error
+
+
+def freeze(model, layers):
+    """Keep the positions and the first `layers` blocks from learning; the rest, and the tokens, go on. Raises
+    ValueError for more blocks than there are."""
+    check_number("frozen_layers", layers, 0, len(model.trf_blocks), whole=True)
+    for part in [model.pos_emb, *model.trf_blocks[:layers]] if layers else []:
+        part.requires_grad_(False)
+
+
 def load_gpt2_weights(model, source):
     """Put GPT-2's weights into `model`, in place, and return it. source: a Hugging Face GPT-2 state dict, a file of one
     (.safetensors), or a model name to download (huggingface.co/openai-community/gpt2). The model may have a shorter
     context than the source, and more tokens (the story markers). Raises FileNotFoundError for a source that is
     not there, and ValueError that names the first weight that does not fit."""
     if not isinstance(source, dict):
-        from huggingface_hub import hf_hub_download
         from safetensors.torch import load_file
-        is_file = str(source).endswith(".safetensors")
-        source = load_file(source if is_file else hf_hub_download(str(source), "model.safetensors"))
+        source = load_file(source if str(source).endswith(".safetensors") else download_gpt2(str(source)))
     theirs = {name if name.startswith(("transformer.", "lm_head.")) else "transformer." + name: tensor
               for name, tensor in source.items() if not name.endswith((".attn.bias", ".attn.masked_bias"))}  # old masks
     theirs.setdefault("lm_head.weight", theirs.get("transformer.wte.weight"))
@@ -644,13 +715,17 @@ def generate(model, idx, max_new_tokens, context_size, temperature=0.0, top_k=No
     return torch.tensor(rows, device=idx.device)
 
 
-def story_opening(tokenizer, prompt="", title=None, markers=False):
-    """The ids, as a list, that a story begins with: <|start|>, the title in its markers, the prompt. With markers=True
-    a prompt's own markers become tokens, and one that begins with <|start|> is taken as it stands; otherwise they
-    are ordinary text, which ends and starts nothing."""
+def story_opening(tokenizer, prompt="", title=None, markers=False, genre=None):
+    """The ids, as a list, that a story begins with: <|start|>, the title in its markers, the prompt. A corpus may say
+    its genre in the title line, "Ghost story: The Mill"; genre="Ghost story" then asks for one, whose title the model
+    thinks of unless `title` is given. With markers=True a prompt's own markers become tokens, and one that begins
+    with <|start|> is taken as it stands; otherwise they are ordinary text, which ends and starts nothing."""
     if markers and prompt.startswith(START):
         return encode(prompt, tokenizer)
-    ids = encode(START + "\n" * bool(title or prompt), tokenizer)
+    ids = encode(START + "\n" * bool(title or prompt or genre), tokenizer)
+    if genre and not title:
+        return ids + encode(TITLE, tokenizer) + encode(f"{genre.strip()}:", tokenizer, markers)
+    title = f"{genre.strip()}: {title.strip()}" if genre else title
     if title:
         ids += [*encode(TITLE, tokenizer), *encode(title.strip(), tokenizer, markers)]
         ids += encode(TITLE_END + "\n\n", tokenizer)
@@ -658,13 +733,13 @@ def story_opening(tokenizer, prompt="", title=None, markers=False):
 
 
 def stream_story(model, tokenizer, prompt="", *, max_new_tokens=400, temperature=0.8, top_k=None, top_p=None,
-                 min_p=None, repetition_penalty=1.0, seed=None, title=None, markers=False, stop=(END,)):
+                 min_p=None, repetition_penalty=1.0, seed=None, title=None, genre=None, markers=False, stop=(END,)):
     """Yield a story in str pieces as it is told, without the opening; return "end" or "limit". The pieces are whole
     characters, and together the whole text. stop: texts that end the story, held back while they may still
-    complete. title, prompt, markers: see `story_opening`."""
+    complete. title, genre, prompt, markers: see `story_opening`."""
     check_number("max_new_tokens", max_new_tokens, 0, whole=True)
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-    opening = torch.tensor([story_opening(tokenizer, prompt, title, markers)], device=model.tok_emb.weight.device)
+    opening = torch.tensor([story_opening(tokenizer, prompt, title, markers, genre)], device=model.tok_emb.weight.device)
     characters = codecs.getincrementaldecoder("utf-8")("replace")          # keeps half a character to itself
     stops, waiting, ends = [text.encode() for text in stop], b"", []
     with contextlib.closing(next_tokens(model, opening, sampling, seed)) as steps:
@@ -1078,10 +1153,11 @@ def load_checkpoint(model, checkpoint_path, optimizer=None, *, checkpoint=None):
     return {key: value for key, value in checkpoint.items() if key not in ("model_state_dict", "optimizer_state_dict")}
 
 
-def load_storyteller(source=DEFAULT_CHECKPOINTS, device="cpu", which="newest", staging=None):
+def load_storyteller(source=DEFAULT_CHECKPOINTS, device="cpu", which="newest", staging=None, *, quantize=False):
     """A model ready to tell → (model, tokenizer, about). source: a checkpoint file, or a folder, of which
     `newest_checkpoint` picks one. about: the rest of the checkpoint, and its "path". An original checkpoint, which has
-    no config, is taken for GPT_CONFIG_124M. Raises FileNotFoundError if there is none."""
+    no config, is taken for GPT_CONFIG_124M. quantize: weights in int8, faster on a CPU (`to_int8`). Raises
+    FileNotFoundError if there is none."""
     path = Path(source)
     if not path.is_file():
         path, _ = newest_checkpoint(path, which, staging) or (None, None)
@@ -1090,7 +1166,8 @@ def load_storyteller(source=DEFAULT_CHECKPOINTS, device="cpu", which="newest", s
     checkpoint = read_checkpoint(path)
     model = GPTModel(checkpoint.get("config") or GPT_CONFIG_124M)
     about = load_checkpoint(model, path, checkpoint=checkpoint)
-    return model.to(device).eval(), get_tokenizer(model.config["vocab_size"]), {**about, "path": path}
+    model = to_int8(model) if quantize else model.to(device).eval()
+    return model, get_tokenizer(model.config["vocab_size"]), {**about, "path": path}
 
 
 class CheckpointKeeper:
@@ -1215,6 +1292,9 @@ PRESETS = {
     "t4": dict(config=GPT_CONFIG_T4, num_epochs=8, batch_size=32, learning_rate=1e-3),
     "124M": dict(config=GPT_CONFIG_124M, num_epochs=12, batch_size=8, learning_rate=4e-4),
     "350M": dict(config=GPT_CONFIG_350M, num_epochs=4, batch_size=32, learning_rate=3e-4),
+    # What GPT-2 knows is soon overwritten: a low rate, few passes, its lower half left as it is.
+    "gpt2": dict(config=GPT_CONFIG_GPT2, start_from="openai-community/gpt2", frozen_layers=6, num_epochs=2,
+                 batch_size=16, learning_rate=1e-4),
 }
 
 
@@ -1225,6 +1305,8 @@ class Settings:
     data_path: str = str(DEFAULT_CORPUS)       # the corpus, a text file
     checkpoint_dir: str = str(DEFAULT_CHECKPOINTS)
     staging_dir: str | None = None             # a local folder to write in first, if checkpoint_dir is on Drive
+    start_from: str | None = None              # GPT-2 weights to begin with: see `load_gpt2_weights`
+    frozen_layers: int = 0                     # so many of the first blocks (and the positions) do not learn
     num_epochs: int = 4                        # passes over the training stories
     batch_size: int = 8                        # windows a step
     micro_batch_size: int | None = None        # windows at once, their gradients added up (None: the whole batch)
@@ -1232,6 +1314,7 @@ class Settings:
     warmup: float = 0.05                       # share of the steps in which it rises to the peak
     final_learning_rate: float = 0.1           # what the cosine ends at, as a share of the peak; 1: a constant rate
     weight_decay: float = 0.1                  # on matrices only
+    decay_all: bool = False                    # also on biases, norms and embeddings
     beta2: float = 0.95                        # how long AdamW remembers squared gradients
     grad_clip: float = 1.0                     # the longest gradient that is followed at full length
     validation_fraction: float = 0.1           # of the stories
@@ -1240,6 +1323,7 @@ class Settings:
     save_every_minutes: float = 20             # and at each epoch's end
     sample_tokens: int = 200                   # length of the story told after each epoch; 0: none
     max_steps: int | None = None               # pause (and save) after this step of the schedule
+    story_windows: bool = True                 # windows begin anew at each story; else side by side through the text
     seed: int = 123
     device: str = "auto"                       # "cuda", "cpu"
     precision: str = "auto"                    # "bf16", "fp16", "fp32"
@@ -1248,8 +1332,10 @@ class Settings:
 
     def __post_init__(self):
         check_config(self.config)
+        if self.frozen_layers > self.config["n_layers"]:
+            raise ValueError(f"frozen_layers is {self.frozen_layers!r}; the model has {self.config['n_layers']} layers")
         whole = ("num_epochs", "batch_size", "evals_per_epoch", "micro_batch_size", "patience", "max_steps", "seed",
-                 "sample_tokens")
+                 "sample_tokens", "frozen_layers")
         shares = ("warmup", "final_learning_rate", "beta2", "validation_fraction")
         choices = {"device": ("auto", "cuda", "cpu"), "precision": ("auto", "bf16", "fp16", "fp32"),
                    "compile": ("auto", "on", "off")}
@@ -1272,7 +1358,8 @@ def make_settings(given, base=None):
             raise ValueError(f"there is no setting {name!r} (value {given[name]!r}); they are {', '.join(known)}")
     if base is None:
         base = {} if "config" in given else PRESETS[default_preset()]
-    paths = {name: str(given[name]) for name in ("data_path", "checkpoint_dir", "staging_dir") if given.get(name)}
+    paths = {name: str(given[name]) for name in ("data_path", "checkpoint_dir", "staging_dir", "start_from")
+             if given.get(name)}
     return Settings(**{**base, **given, **paths})
 
 
@@ -1325,11 +1412,12 @@ def epoch_order(seed, epoch, windows):
 
 
 def make_optimizer(model, settings):
-    """AdamW (Loshchilov and Hutter, 2019). Matrices decay; biases, norms and embeddings do not."""
+    """AdamW (Loshchilov and Hutter, 2019). Matrices decay; biases, norms and embeddings only if `decay_all`."""
     embeddings = {id(model.tok_emb.weight), id(model.pos_emb.weight)}
     matrices = [p for p in model.parameters() if p.dim() > 1 and id(p) not in embeddings]
     others = [p for p in model.parameters() if p.dim() <= 1 or id(p) in embeddings]
-    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    decays = settings.weight_decay, settings.weight_decay * settings.decay_all
+    groups = [{"params": params, "weight_decay": decay} for params, decay in zip((matrices, others), decays)]
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, settings.beta2), fused=True)
 
 
@@ -1417,7 +1505,8 @@ class Training:
         self.rank = torch.distributed.get_rank() if distributed else 0
         self.world = torch.distributed.get_world_size() if distributed else 1
         self.context, self.start_id = model.config["context_length"], start_id_of(tokenizer)
-        self.train_set = GPTDataset(corpus.train_ids, None, self.context, self.context, start_id=self.start_id)
+        self.train_set = GPTDataset(corpus.train_ids, None, self.context, self.context,
+                                    start_id=self.start_id if settings.story_windows else None)
         self.steps_per_epoch = -(-len(self.train_set) // settings.batch_size)
         self.total_steps = settings.num_epochs * self.steps_per_epoch
         self.micro_batch_size = settings.micro_batch_size or settings.batch_size
@@ -1795,6 +1884,11 @@ def process_group():
     try:
         yield torch.distributed.get_rank()
         torch.distributed.barrier()                             # nobody leaves while another still saves
+    except RuntimeError as error:
+        if isinstance(error, torch.distributed.DistError) or "gloo" in str(error):
+            raise TrainingError("another process of this training died or can't be reached (its own message says why); "
+                                "start torchrun again, and it goes on from the last checkpoint") from None
+        raise
     finally:
         torch.distributed.destroy_process_group()
 
@@ -1804,7 +1898,10 @@ def run_training(settings, checkpoint=None, path=None):
     device, tokenizer = pick_device(settings.device), get_tokenizer(settings.config["vocab_size"])
     torch.manual_seed(settings.seed)
     with process_group() as rank, contextlib.ExitStack() as stack:
-        model = GPTModel(settings.config).to(device)
+        model = GPTModel(settings.config)
+        if settings.start_from and checkpoint is None:
+            load_gpt2_weights(model, settings.start_from)
+        freeze(model.to(device), settings.frozen_layers)
         optimizer, state, keeper = make_optimizer(model, settings), TrainingState(), None
         if rank == 0:
             keeper = stack.enter_context(CheckpointKeeper(settings.checkpoint_dir, settings.staging_dir))
@@ -1893,30 +1990,103 @@ def tell_many(model, tokenizer, count, max_new_tokens=400, temperature=0.8, top_
     return [text[:text.find(END) + len(END)] if END in text else text for text in texts]
 
 
-def evaluate(checkpoint=DEFAULT_CHECKPOINTS, data_path=None, stories=20, max_new_tokens=400, temperature=0.8, top_k=None, seed=0,
-             output=None, which="newest"):
-    """How good is a checkpoint? → a dict, printed as a table and, if `output` is a path, written there as JSON.
+def stems(text):
+    """The words of four letters and more, by their first five letters: "Giants" and "giant's" are one."""
+    return {word[:5] for word in re.findall(r"[^\W\d_]{4,}", text.lower())}
 
-    val_loss (nats per token over the whole validation set), perplexity (its exponential), bits_per_byte
-    (the loss per byte of text: comparable between tokenizers), and `measure_stories` of fresh stories.
-    The split is the one the checkpoint was trained with; data_path defaults to its corpus.
-    """
+
+def measure_obedience(model, tokenizer, titles, genres=None, max_new_tokens=400, seed=0, **sampling):
+    """Does a storyteller tell what it was asked for? A story for each of `titles`, and of each genre → a dict.
+
+    title_words: of a title's `stems`, the share that its story takes up, on average. title_words_by_chance: the
+    same against the story of the next title. genre_kept (if `genres`, genre → its stories' text, has two or more):
+    share of stories whose words are likeliest under their own genre's frequencies (naive Bayes, add-one)."""
+    def tell(number, **asked):
+        pieces = stream_story(model, tokenizer, max_new_tokens=max_new_tokens, seed=seed + number, **asked, **sampling)
+        return split_story("".join(pieces))[1]
+
+    told = [stems(tell(number, title=title)) for number, title in enumerate(titles)]
+    asked = [(stems(title), own, told[number - 1]) for number, (title, own) in enumerate(zip(titles, told)) if stems(title)]
+    figures = {name: float(np.mean([len(words & pair[which]) / len(words) for words, *pair in asked] or [0]))
+               for which, name in enumerate(("title_words", "title_words_by_chance"))}
+    if len(genres or ()) > 1:
+        counts = {genre: Counter(re.findall(r"\w+", text.lower())) for genre, text in genres.items()}
+        vocabulary = len(set().union(*counts.values()))
+
+        def log_likelihood(words, genre):
+            return sum(math.log((counts[genre][word] + 1) / (counts[genre].total() + vocabulary)) for word in words)
+        hits = [genre == max(counts, key=functools.partial(log_likelihood, re.findall(r"\w+", tell(n, genre=genre).lower())))
+                for genre in genres for n in range(5)]
+        figures["genre_kept"] = sum(hits) / len(hits)
+    return figures
+
+
+def genres_of(stories, at_least=20):
+    """Genres in the title lines of a corpus, "Ghost story: The Mill" → genre → the text of its stories."""
+    found = defaultdict(list)
+    for title, prose in map(split_story, stories):
+        genre, colon, _ = (title or "").partition(":")
+        found[genre].extend([prose] * bool(colon))
+    return {genre: "\n".join(texts) for genre, texts in found.items() if len(texts) >= at_least}
+
+
+def evaluate(checkpoint=DEFAULT_CHECKPOINTS, data_path=None, stories=20, max_new_tokens=400, temperature=0.8, top_k=None,
+             seed=0, output=None, which="newest"):
+    """How good is a checkpoint? → a dict, printed as a table beside the same figures of the validation stories, which
+    people wrote. output: a path for the figures as JSON, stories included; a picture goes beside it.
+
+    val_loss (nats per token over the whole validation set), perplexity (its exponential), bits_per_byte (the loss per
+    byte of text: comparable between tokenizers), `measure_stories` of fresh stories, and `measure_obedience` on titles
+    of the validation set. The split is the checkpoint's own; data_path defaults to its corpus."""
     model, tokenizer, about = load_storyteller(checkpoint, pick_device(), which)
     saved = about.get("settings") or {}
     data_path = data_path or saved.get("data_path", DEFAULT_CORPUS)
     corpus = load_corpus(data_path, tokenizer, saved.get("validation_fraction", 0.1), saved.get("seed", 0))
     val_loss = evaluate_loss(model, corpus.val_ids, model.config["context_length"], start_id_of(tokenizer))
-    val_bytes = len(tokenizer.decode_bytes(corpus.val_ids.tolist()))
+    training_text, val_text = (tokenizer.decode(ids.tolist()) for ids in (corpus.train_ids, corpus.val_ids))
+    known, people = ([START + story for story in text.split(START) if story.strip()] for text in (training_text, val_text))
     told = tell_many(model, tokenizer, stories, max_new_tokens, temperature, top_k, seed)
+    titles = [title for title, _ in map(split_story, people) if title][:stories]
+    obeyed = measure_obedience(model, tokenizer, titles, genres_of(known), max_new_tokens, seed, temperature=temperature,
+                               top_k=top_k)
     figures = {"checkpoint": about["path"].name, "step": about["global_step"], "parameters": model.parameter_count(),
                "val_loss": val_loss, "perplexity": math.exp(val_loss),
-               "bits_per_byte": val_loss * (len(corpus.val_ids) - 1) / math.log(2) / val_bytes,
-               **measure_stories(told, tokenizer.decode(corpus.train_ids.tolist()))}
+               "bits_per_byte": val_loss * (len(corpus.val_ids) - 1) / math.log(2) / len(val_text.encode()),
+               **measure_stories(told, training_text), **obeyed}
+    by_people = measure_stories(people, training_text)
+    print(f"{'':24}{'told':>20}{'by people':>12}")
     for name, value in figures.items():
-        print(f"{name:24}{value:12.3f}" if isinstance(value, float) else f"{name:24}{value:>12}")
+        shown = [f"{one:.3f}" if isinstance(one, float) else str(one) for one in (value, by_people.get(name, ""))]
+        print(f"{name:24}{shown[0]:>20}{shown[1]:>12}")
     if output:
-        Path(output).write_text(json.dumps({**figures, "told": told}, indent=1, ensure_ascii=False), encoding="utf-8")
+        text = json.dumps({**figures, "by_people": by_people, "told": told}, indent=1, ensure_ascii=False)
+        Path(output).write_text(text, encoding="utf-8")
+        draw_figures(figures, by_people).savefig(Path(output).with_suffix(".png"), dpi=110)
     return figures
+
+
+def draw_figures(figures, by_people):
+    """The figures of `evaluate` that are shares of 1, beside people's → a matplotlib Figure."""
+    from matplotlib.figure import Figure
+    shares = {"end by themselves": "ended", "have a title": "titled", "distinct titles": "distinct_titles",
+              "distinct openings": "distinct_openings", "repeated 4-grams, median": "repeated_4grams_median",
+              "repeated 4-grams, worst": "repeated_4grams_worst", "verbatim 8-grams": "verbatim_8grams",
+              "first name's last place": "names_last"}
+    figure = Figure(figsize=(8, 4.4), layout="constrained", facecolor="none")
+    axes, places = figure.subplots(), np.arange(len(shares))
+    for one, label, color, shift in ((figures, "told", "tab:blue", -0.2), (by_people, "by people", "tab:gray", 0.2)):
+        values = [one[name] / (one["stories"] if name.startswith("distinct") else 1) for name in shares.values()]
+        bars = axes.barh(places + shift, values, 0.38, color=color, label=label)
+        axes.bar_label(bars, [f"{value:.3f}" for value in values], padding=3, color="gray", size=8)
+    axes.set_yticks(places, shares, color="gray")
+    axes.invert_yaxis()
+    axes.set(facecolor="none", xlim=(0, 1.12))
+    axes.set_title(f"{figures['stories']} stories; {figures['bits_per_byte']:.3f} bits per byte, validation loss "
+                   f"{figures['val_loss']:.3f}", color="gray", size=10, loc="left")
+    axes.legend(labelcolor="gray", frameon=False)
+    axes.tick_params(colors="gray")
+    axes.spines[:].set_color("gray")
+    return figure
 
 
 # ---- Notebook pages ------------------------------------------------------------------------------
@@ -2275,6 +2445,8 @@ def main(arguments=None):
     tell.add_argument("--checkpoint", default=str(DEFAULT_CHECKPOINTS), help="a file, or a folder whose newest is taken")
     tell.add_argument("--prompt", default="", help="opening words")
     tell.add_argument("--title")
+    tell.add_argument("--genre", help="a word that the corpus's titles begin with, as in 'Ghost story: The Mill'")
+    tell.add_argument("--quantize", action="store_true", help="weights in int8: faster on a CPU")
     for name, kind in (("max-new-tokens", int), ("temperature", float), ("top-k", int), ("top-p", float), ("min-p", float),
                        ("repetition-penalty", float), ("seed", int)):
         tell.add_argument("--" + name, type=kind, default=argparse.SUPPRESS)
@@ -2294,7 +2466,8 @@ def main(arguments=None):
         elif command == "evaluate":
             evaluate(**given)
         else:
-            model, tokenizer, _ = load_storyteller(given.pop("checkpoint"), pick_device())
+            int8 = given.pop("quantize")
+            model, tokenizer, _ = load_storyteller(given.pop("checkpoint"), "cpu" if int8 else pick_device(), quantize=int8)
             for piece in stream_story(model, tokenizer, **given):
                 print(piece, end="", flush=True)
             print()

@@ -26,21 +26,27 @@ import golpo_utils as golpo  # noqa: E402
 
 CONFIG = golpo.GPT_CONFIG_124M
 PROMPT = 16
-OURS, TEN, PEER = "ours, fp32", "ours, fp32, ten at once", "Hugging Face, fp32"
+OURS, TEN, INT8, TEN_INT8, PEER = ("ours, fp32", "ours, fp32, ten at once", "ours, int8", "ours, int8, ten at once",
+                                   "Hugging Face, fp32")
 
 
-def ours(rows=1):
-    model = golpo.GPTModel(CONFIG)
-    return lambda count: golpo.generate(model, torch.ones(rows, PROMPT, dtype=torch.long), count, 512)
+def prompt(options, rows=1):
+    return torch.ones(rows, PROMPT, dtype=torch.long, device=options.device)
 
 
-def hugging_face():
+def ours(options, rows=1, int8=False):
+    model = golpo.GPTModel(CONFIG).to(options.device)
+    model = golpo.to_int8(model) if int8 else model
+    return lambda count: golpo.generate(model, prompt(options, rows), count, 512)
+
+
+def hugging_face(options):
     from transformers import GPT2Config, GPT2LMHeadModel
-    model = GPT2LMHeadModel(GPT2Config(n_positions=CONFIG["context_length"])).eval()
-    prompt = torch.ones(1, PROMPT, dtype=torch.long)
+    model = GPT2LMHeadModel(GPT2Config(n_positions=CONFIG["context_length"])).eval().to(options.device)
+    opening = prompt(options)
 
     def tell(count):
-        model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=count, min_new_tokens=count,
+        model.generate(opening, attention_mask=torch.ones_like(opening), max_new_tokens=count, min_new_tokens=count,
                        do_sample=False, use_cache=True, pad_token_id=0)
     return tell
 
@@ -52,25 +58,28 @@ def load_module(path):
     return module
 
 
-def original(folder):
-    module = load_module(Path(folder) / "utils.py")
-    model = module.GPTModel(CONFIG).eval()
-    return lambda count: module.generate(model, torch.ones(1, PROMPT, dtype=torch.long), count, 512)
+def original(options):
+    module = load_module(Path(options.original) / "utils.py")
+    model = module.GPTModel(CONFIG).eval().to(options.device)
+    return lambda count: module.generate(model, prompt(options), count, 512)
 
 
-def nanogpt(folder):
-    module = load_module(Path(folder) / "model.py")
+def nanogpt(options):
+    module = load_module(Path(options.nanogpt) / "model.py")
     model = module.GPT(module.GPTConfig(block_size=512, vocab_size=50257, bias=True, dropout=0.0)).eval()
-    return lambda count: model.generate(torch.ones(1, PROMPT, dtype=torch.long), count)
+    model = model.to(options.device)
+    return lambda count: model.generate(prompt(options), count)
 
 
 def contenders(options):
     """Name → how to make its `tell(count)`."""
-    every = {OURS: ours, TEN: lambda: ours(rows=10), PEER: hugging_face}
+    every = {OURS: ours, TEN: lambda _: ours(options, rows=10), PEER: hugging_face}
+    if options.device == "cpu":
+        every |= {INT8: lambda _: ours(options, int8=True), TEN_INT8: lambda _: ours(options, 10, int8=True)}
     if options.original:
-        every["the original, fp32"] = lambda: original(options.original)
+        every["the original, fp32"] = original
     if options.nanogpt:
-        every["nanoGPT, fp32"] = lambda: nanogpt(options.nanogpt)
+        every["nanoGPT, fp32"] = nanogpt
     return every
 
 
@@ -94,38 +103,20 @@ def peak_memory(name, options):
     return int(subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()[-1])
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--tokens", type=int, default=200, help="new tokens a story")
-    parser.add_argument("--long", type=int, default=2000, help="new tokens of the long story (0: none)")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--original", help="a checkout of the original project")
-    parser.add_argument("--nanogpt", help="a checkout of nanoGPT")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/telling.json")
-    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
+def measure(options):
+    """Let all contenders tell in turns → facts, a row for each, and the ratios that the targets name."""
     every = contenders(options)
-    if options.memory_of:
-        every[options.memory_of]()(8)
-        # Not ru_maxrss: that is inherited from the process which started this one.
-        print(int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) // 1024)
-        return
-
-    tells = {name: make() for name, make in every.items()}
+    tells = {name: make(options) for name, make in every.items()}
     for tell in tells.values():
         tell(4)                                                         # warm up
     rounds = []                                                         # of {name: tokens a second}
     for _ in range(options.rounds):
         rounds.append({name: options.tokens * (10 if "ten" in name else 1) / seconds(tell, options.tokens)
                        for name, tell in tells.items()})
-        if options.long:
-            rounds[-1]["ours, fp32, long"] = options.long / seconds(tells[OURS], options.long)
+        for name in (OURS, INT8) if options.long else ():
+            rounds[-1][f"{name}, long"] = options.long / seconds(tells[name], options.long)
     ceiling = reading_ceiling()
     weights = golpo.GPTModel(CONFIG).parameter_count() * 4              # bytes read for each token in fp32
-
     rows = []
     for name in rounds[0]:
         speeds = [one[name] for one in rounds]
@@ -134,13 +125,39 @@ def main():
                      "spread": [round(min(speeds), 2), round(max(speeds), 2)],
                      "ratio_to_hugging_face": round(statistics.median(one[name] / one[PEER] for one in rounds), 2),
                      "share_of_ceiling": round(speed * weights / ceiling, 2) if name in (OURS, PEER) else None,
-                     "peak_memory_mib": peak_memory(name, options) if name in every else None})
+                     "peak_memory_mib": peak_memory(name, options) if options.device == "cpu" and name in every else None})
     ratios = {f"{a} / {b}": round(statistics.median(one[a] / one[b] for one in rounds), 2)
-              for a, b in ((OURS, PEER), (OURS, "the original, fp32"), (TEN, OURS), ("ours, fp32, long", OURS))
+              for a, b in ((OURS, PEER), (INT8, PEER), (OURS, "the original, fp32"), (INT8, "the original, fp32"),
+                           (TEN, OURS), (TEN_INT8, INT8), (OURS + ", long", OURS), (INT8 + ", long", INT8))
               if a in rounds[0] and b in rounds[0]}
+    facts = {"tokens": options.tokens, "long": options.long, "rounds": options.rounds, "threads": options.threads,
+             "torch": torch.__version__, "ceiling_gb_per_second": round(ceiling / 1e9, 1)}
+    return facts, rows, ratios
 
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--tokens", type=int, default=200, help="new tokens a story")
+    parser.add_argument("--long", type=int, default=2000, help="new tokens of the long story (0: none)")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--original", help="a checkout of the original project")
+    parser.add_argument("--nanogpt", help="a checkout of nanoGPT")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/telling.json")
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    if options.memory_of:
+        contenders(options)[options.memory_of](options)(8)
+        # Not ru_maxrss: that is inherited from the process which started this one.
+        print(int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) // 1024)
+        return
+
+    facts, rows, ratios = measure(options)
     print(f"{options.tokens} new tokens from {PROMPT}, {options.threads} threads, {options.rounds} rounds, "
-          f"memory read at up to {ceiling / 1e9:.1f} GB/s, torch {torch.__version__}\n")
+          f"memory read at up to {facts['ceiling_gb_per_second']} GB/s, torch {torch.__version__}\n")
     print(f"{'':26}{'tokens/s':>10}{'spread':>18}{'x HF':>8}{'of ceiling':>12}{'peak MiB':>10}")
     for row in rows:
         low, high = row["spread"]
@@ -149,10 +166,8 @@ def main():
               f"{row['ratio_to_hugging_face']:8.2f}{share:>12}{row['peak_memory_mib'] or '':>10}")
     print("\n" + "\n".join(f"{pair}: {ratio:.2f}" for pair, ratio in ratios.items()))
     if options.save:
-        facts = {"tokens": options.tokens, "long": options.long, "rounds": options.rounds, "threads": options.threads,
-                 "torch": torch.__version__, "ceiling_gb_per_second": round(ceiling / 1e9, 1), "rows": rows,
-                 "ratios": ratios}
-        (HERE / "telling.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        everything = {**facts, "rows": rows, "ratios": ratios}
+        (HERE / "telling.json").write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

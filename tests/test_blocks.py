@@ -146,3 +146,29 @@ def test_loss_in_mixed_precision_stays_near_full_precision():
     for mine, theirs in zip(mixed, full):
         assert mine.grad.dtype == torch.float32
         assert (mine.grad - theirs.grad).norm() < 0.01 * theirs.grad.norm()
+
+
+@pytest.mark.parametrize("shape", [(1, 24), (1, 1, 24), (3, 24), (2, 5, 24), (16, 24), (17, 24)], ids=str)
+@pytest.mark.parametrize("width, bias", [(8, True), (40, False), (41, True), (5, False), (50257, False)])
+def test_linear_in_slices_equals_torch_nn_linear(shape, width, bias):
+    torch.manual_seed(3)
+    ours, twin = golpo.Linear(24, width, bias=bias), torch.nn.Linear(24, width, bias=bias)
+    twin.load_state_dict(ours.state_dict())
+    x = torch.randn(shape)
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(x), twin(x), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(torch.autograd.grad(ours(x).sum(), ours.weight), torch.autograd.grad(twin(x).sum(), twin.weight))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("bias", [True, False])
+def test_an_int8_layer_is_pytorchs_own_dynamic_quantization(bias):
+    from torch.ao.quantization import per_channel_dynamic_qconfig, quantize_dynamic
+    torch.manual_seed(4)
+    layer, x = golpo.Linear(64, 48, bias=bias), torch.randn(3, 64)
+    twin = torch.nn.Sequential(torch.nn.Linear(64, 48, bias=bias))
+    twin[0].load_state_dict(layer.state_dict())
+    twin = quantize_dynamic(twin, {torch.nn.Linear: per_channel_dynamic_qconfig})
+    ours = golpo.Int8Linear(layer)(x)
+    torch.testing.assert_close(ours, layer(x), atol=0.05, rtol=0)
+    torch.testing.assert_close(ours, twin(x), atol=0.02, rtol=0)         # it spreads a row's scale a little differently

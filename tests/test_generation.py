@@ -281,3 +281,12 @@ def test_a_story_is_written_wrapped_and_without_markers(monkeypatch, storyteller
 def test_a_title_is_split_from_its_prose():
     assert golpo.split_story("<|start|>\n<|title|> The Fox </|title|>\n\nHe ran.\n<|end|>") == ("The Fox", "He ran.")
     assert golpo.split_story("<|start|>\nHe ran.") == (None, "He ran.")
+
+
+def test_a_genre_opens_the_title_line(storyteller):
+    _, tokenizer = storyteller
+    assert tokenizer.decode(golpo.story_opening(tokenizer, genre="Ghost story")) == "<|start|>\n<|title|>Ghost story:"
+    whole = golpo.story_opening(tokenizer, "It was late.", "The Mill", genre="Ghost story")
+    assert tokenizer.decode(whole) == "<|start|>\n<|title|>Ghost story: The Mill</|title|>\n\nIt was late."
+    typed = golpo.story_opening(tokenizer, genre="<|end|>")
+    assert tokenizer.encode_single_token("<|end|>") not in typed

@@ -190,3 +190,66 @@ def test_an_exported_storyteller_is_the_same_in_hugging_faces_hands(tmp_path, ch
 def test_widths_that_gpt2_cannot_have_are_not_exported(tmp_path):
     with pytest.raises(ValueError, match="key_dim"):
         golpo.export_hf(golpo.GPTModel({**TINY, "key_dim": 16}), golpo.get_tokenizer(), tmp_path)
+
+
+def test_finetuning_starts_from_gpt2s_weights_and_leaves_frozen_blocks_alone(tmp_path):
+    gpt2, weights = tiny_gpt2(), tmp_path / "gpt2.safetensors"
+    save_file({name: tensor.clone() for name, tensor in gpt2.state_dict().items() if name != "lm_head.weight"}, weights)
+    stories = tmp_path / "stories.txt"
+    stories.write_text("".join(f"<|start|>\nThe owl saw {n} mice and {n * 3} stars.\n<|end|>\n" for n in range(80)))
+    settings = dict(config={**TINY, "vocab_size": 300}, data_path=stories, checkpoint_dir=tmp_path / "ck", device="cpu",
+                    precision="fp32", num_epochs=1, batch_size=4, sample_tokens=0, frozen_layers=2)
+    # GPT-2 has 97 tokens here and the model 300: the other 203 are new, as the four markers are in the real one.
+    _, before, _ = golpo.start_fresh_training(**settings, start_from=weights, learning_rate=0.0, weight_decay=0.0)
+    assert before[0] == before[-1]
+    started, *_ = golpo.load_storyteller(tmp_path / "ck")
+    theirs, state = gpt2.state_dict(), started.state_dict()
+    torch.testing.assert_close(state["tok_emb.weight"][:97], theirs["transformer.wte.weight"])
+    _, losses, _ = golpo.start_fresh_training(**settings, start_from=weights, learning_rate=3e-3)
+    assert losses[-1] < before[-1] - 0.3
+    learned = golpo.load_storyteller(tmp_path / "ck")[0].state_dict()
+    for name in state:
+        frozen = name.startswith(("pos_emb", "trf_blocks.0.", "trf_blocks.1."))
+        assert torch.equal(state[name], learned[name]) == frozen, name
+
+
+def test_a_frozen_training_resumes_exactly(tmp_path):
+    stories = tmp_path / "stories.txt"
+    stories.write_text("".join(f"<|start|>\nThe owl saw {n} mice and {n * 3} stars.\n<|end|>\n" for n in range(80)))
+    settings = dict(config={**TINY, "vocab_size": 300}, data_path=stories, device="cpu", precision="fp32", num_epochs=2,
+                    batch_size=4, sample_tokens=0, frozen_layers=1)
+    golpo.start_fresh_training(**settings, checkpoint_dir=tmp_path / "whole")
+    golpo.start_fresh_training(**settings, checkpoint_dir=tmp_path / "cut", max_steps=7)
+    golpo.resume_training_from_checkpoint(tmp_path / "cut")
+    whole, cut = (golpo.load_storyteller(tmp_path / name)[0].state_dict() for name in ("whole", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_frozen_layers_and_gpt2s_name_are_checked(tmp_path):
+    with pytest.raises(ValueError, match="frozen_layers is 4; the model has 3 layers"):
+        golpo.start_fresh_training(config=TINY, frozen_layers=4)
+    with pytest.raises(FileNotFoundError, match="nowhere.safetensors"):
+        golpo.load_gpt2_weights(golpo.GPTModel(TINY), str(tmp_path / "nowhere.safetensors"))
+
+
+def test_a_download_that_fails_says_what_to_do(monkeypatch):
+    import huggingface_hub
+
+    def refuse(*_):
+        raise OSError("no network")
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    with pytest.raises(ConnectionError, match="'openai-community/gpt2' could not be downloaded .* go online"):
+        golpo.load_gpt2_weights(golpo.GPTModel(TINY), "openai-community/gpt2")
+
+
+def test_a_model_in_int8_says_nearly_the_same_and_weighs_the_same(tmp_path):
+    torch.manual_seed(6)
+    model = golpo.GPTModel({**TINY, "init_std": 0.1}).eval()
+    ids = torch.randint(0, 97, (4, 24))
+    with torch.inference_mode():
+        before, count, loss = model(ids), model.parameter_count(), float(model(ids[:, :-1], ids[:, 1:].contiguous()))
+        after = golpo.to_int8(model)(ids)
+    assert F.cosine_similarity(before, after, dim=-1).min() > 0.99 and not torch.equal(before, after)
+    assert model.parameter_count() == count
+    told = F.cross_entropy(after[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    assert float(told) == pytest.approx(loss, rel=0.02)

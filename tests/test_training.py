@@ -164,3 +164,43 @@ def test_the_command_line_trains_resumes_tells_and_measures(settings, tmp_path):
     assert json.loads(figures.read_text())["stories"] == 3
     wrong = run_command("generate", "--checkpoint", tmp_path / "nowhere")
     assert wrong.returncode == 1 and "Traceback" not in wrong.stderr and "nowhere" in wrong.stderr
+
+
+def test_decay_on_everything_is_adamw_as_it_comes():
+    model = golpo.GPTModel(CONFIG)
+    groups = golpo.make_optimizer(model, golpo.make_settings({"config": CONFIG, "weight_decay": 0.3, "decay_all": True})).param_groups
+    assert {group["weight_decay"] for group in groups} == {0.3}
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+
+
+def test_windows_side_by_side_are_those_of_a_plain_cut(settings, monkeypatch):
+    seen, backward = [], golpo.Training.backward
+
+    def noting(training, number, windows):
+        seen.extend(training.train_set.starts[windows])
+        return backward(training, number, windows)
+    monkeypatch.setattr(golpo.Training, "backward", noting)
+    golpo.start_fresh_training(**{**settings, "num_epochs": 1, "story_windows": False})
+    assert sorted(seen) == list(range(0, len(seen) * 16, 16))
+
+
+def test_a_process_that_dies_ends_the_others_with_a_sentence(settings, tmp_path):
+    """Two processes; the second is killed when the first checkpoint lies there; the first says so and torchrun fails."""
+    script = tmp_path / "die.py"
+    script.write_text(f"""
+import os, signal, sys
+sys.path.insert(0, {str(PROJECT)!r})
+import golpo_utils as golpo
+step = golpo.Training.step
+def dying(self):
+    if self.rank == 1 and self.state.global_step == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    step(self)
+golpo.Training.step = dying
+golpo.main()
+""")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), "train"]
+    done = subprocess.run([*command, *map(str, flags(settings))], capture_output=True, text=True, timeout=240,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode != 0
+    assert "another process of this training died" in done.stderr, done.stderr[-3000:]

@@ -1,0 +1,184 @@
+"""What does each part of the recipe bring? From the original's recipe upward, one change at a time.
+
+    python benchmarks/recipes.py --corpus fairytales.txt               every rung that has no result yet
+    python benchmarks/recipes.py --corpus fairytales.txt --only GPT-2  those whose name holds "GPT-2"
+    python benchmarks/recipes.py --show                                the table of what has been measured
+
+Each rung: 4 layers x 128, context 128, batch 8, the same stories (the file's first, up to --tokens GPT-2 tokens, and
+sixty thousand tokens of further ones to validate on), the same number of passes, --seed. Losses are in nats per GPT-2
+token of the validation text, whatever the rung's own vocabulary, so all rungs can be compared. Results are added to
+benchmarks/recipes.json.
+"""
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+import golpo_utils as golpo  # noqa: E402
+
+RESULTS = HERE / "recipes.json"
+VALIDATION_TOKENS = 60_000
+SIZE = dict(context_length=128, emb_dim=128, n_heads=4, n_layers=4, qkv_bias=False)
+ORIGINAL = dict(vocab_size=50261, tie_embeddings=False, init_std=None, drop_rate=0.1, learning_rate=4e-4, warmup=0.0,
+                final_learning_rate=1.0, grad_clip=0.0, beta2=0.999, weight_decay=0.1, decay_all=True, story_windows=False)
+SCHEDULE = dict(learning_rate=1e-3, warmup=0.05, final_learning_rate=0.1, grad_clip=1.0, beta2=0.95)
+
+
+def rungs():
+    """Name → the recipe: the rung's base with one change."""
+    ladder = {"the original's recipe": ORIGINAL}
+
+    def change(name, base, **what):
+        ladder[name] = {**ladder[base], **what}
+        return name
+    cut = change("+ vocabulary cut to 4,096", "the original's recipe", vocab_size=4096)
+    init = change("+ GPT-2's initialisation", cut, init_std=0.02)
+    tied = change("+ head tied to the embedding", init, tie_embeddings=True)
+    schedule = change("+ warm-up, cosine, clipping, beta2 0.95, peak 1e-3", tied, **SCHEDULE)
+    peak = change("+ peak 4e-3", schedule, learning_rate=4e-3)
+    decay = change("+ decay on matrices only", peak, decay_all=False)
+    stories = change("+ windows that begin at stories", decay, story_windows=True)
+    change("with all of GPT-2's vocabulary again", stories, vocab_size=50261)
+    change("and Hugging Face's GPT-2, the same settings", stories, vocab_size=50261, peer=True)
+    change("dropout 0", stories, drop_rate=0.0)
+    change("dropout 0.2", stories, drop_rate=0.2)
+    change("decay 1", stories, weight_decay=1.0)
+    change("decay 3", stories, weight_decay=3.0)
+    change("down to a rate of 0", stories, final_learning_rate=0.0)
+    change("averaged weights (EMA, 0.998)", stories, average=0.998)
+    change("12 passes", stories, num_epochs=12)
+    return ladder
+
+
+class HuggingFace(nn.Module):
+    """transformers' GPT-2 of the same size, with the face of our GPTModel."""
+
+    def __init__(self, config):
+        super().__init__()
+        from transformers import GPT2Config, GPT2LMHeadModel
+        rate = config["drop_rate"]
+        self.config = dict(config)
+        self.gpt2 = GPT2LMHeadModel(GPT2Config(
+            vocab_size=config["vocab_size"], n_positions=config["context_length"], n_embd=config["emb_dim"],
+            n_layer=config["n_layers"], n_head=config["n_heads"], resid_pdrop=rate, embd_pdrop=rate, attn_pdrop=rate))
+        self.tok_emb, self.pos_emb = self.gpt2.transformer.wte, self.gpt2.transformer.wpe
+
+    def forward(self, token_ids, targets):
+        logits = self.gpt2(token_ids).logits                                            # (b, t, v)
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100)
+
+
+class AveragedTraining(golpo.Training):
+    """Training whose validation loss is that of an exponential moving average of the weights."""
+    average = 0.0
+
+    def step(self):
+        super().step()
+        if not self.average:
+            return
+        if not hasattr(self, "averages"):
+            self.averages = [p.detach().clone() for p in self.model.parameters()]
+        keep = min(self.average, self.state.global_step / (self.state.global_step + 10))    # short at first
+        torch._foreach_lerp_(self.averages, [p.detach() for p in self.model.parameters()], 1 - keep)
+
+    def evaluate(self, **pace):
+        with torch.no_grad():
+            now = [p.clone() for p in self.model.parameters()] if self.average else []
+            for p, average in zip(self.model.parameters(), getattr(self, "averages", [])):
+                p.copy_(average)
+            super().evaluate(**pace)
+            for p, own in zip(self.model.parameters(), now):
+                p.copy_(own)
+
+
+def cut_corpus(path, tokens, folder):
+    """The file's first stories with `tokens` GPT-2 tokens, and those after them with VALIDATION_TOKENS → two files."""
+    gpt2, stories, parts = golpo.get_tokenizer(), golpo.read_stories(path), []
+    for name, limit in (("train.txt", tokens), ("validation.txt", VALIDATION_TOKENS)):
+        count = 0
+        with open(folder / name, "w", encoding="utf-8") as file:
+            for story in stories:
+                file.write(story)
+                count += len(golpo.encode(story, gpt2))
+                if count > limit:
+                    break
+        parts.append(folder / name)
+    return parts
+
+
+def ids_of(path, tokenizer):
+    return torch.tensor(golpo.encode(Path(path).read_text(encoding="utf-8"), tokenizer))
+
+
+def climb(name, recipe, options, folder):
+    """Train one rung → its figures."""
+    recipe = {"num_epochs": options.epochs, **recipe}
+    golpo.Training, AveragedTraining.average = AveragedTraining, recipe.pop("average", 0.0)
+    model_keys = {"vocab_size", "tie_embeddings", "init_std", "drop_rate"}
+    config = SIZE | {key: recipe.pop(key) for key in model_keys & recipe.keys()}
+    make = HuggingFace if recipe.pop("peer", False) else golpo.GPTModel
+    settings = golpo.Settings(config=config, batch_size=8, evals_per_epoch=2, sample_tokens=0, seed=options.seed,
+                              checkpoint_dir=str(folder), **recipe)
+    tokenizer = golpo.get_tokenizer(config["vocab_size"])
+    train, validation = cut_corpus(options.corpus, options.tokens, folder)
+    train_ids, val_ids = ids_of(train, tokenizer), ids_of(validation, tokenizer)
+    per_gpt2_token = (len(val_ids) - 1) / (len(ids_of(validation, golpo.get_tokenizer())) - 1)
+    corpus = golpo.Corpus(train_ids, val_ids, 0, 0, "", [])
+    torch.manual_seed(options.seed)
+    model, begin = make(config), time.perf_counter()
+    optimizer = golpo.make_optimizer(model, settings)
+    train_losses, val_losses, seen = golpo.train_model(model, optimizer, corpus, tokenizer, settings)
+    losses = [loss * per_gpt2_token for loss in val_losses]
+    size, seconds = len(Path(validation).read_bytes()), time.perf_counter() - begin
+    if make is HuggingFace:
+        model = golpo.load_gpt2_weights(golpo.GPTModel(config | {"qkv_bias": True}), model.gpt2.state_dict())
+    told = golpo.tell_many(model, tokenizer, 20, min_p=0.05)
+    stories = golpo.measure_stories(told, Path(train).read_text(encoding="utf-8"))
+    return {"rung": name, "seed": options.seed, "recipe": recipe | config, "parameters": sum(p.numel() for p in model.parameters()),
+            "tokens_seen": seen[-1], "best": min(losses), "final": losses[-1], "final_training": train_losses[-1] * per_gpt2_token,
+            "bits_per_byte": min(val_losses) * (len(val_ids) - 1) / math.log(2) / size, "losses": losses,
+            "stories": stories, "seconds": round(seconds)}
+
+
+def show(results):
+    first = {one["seed"]: one["best"] for one in results if one["rung"] == "the original's recipe"}
+    print(f"{'':58}{'seed':>5}{'best':>8}{'final':>8}{'training':>10}{'bits/byte':>11}{'below original':>16}{'titles':>8}{'repeated':>10}{'verbatim':>10}{'minutes':>9}")
+    for one in results:
+        gain = f"{first[one['seed']] - one['best']:.3f}" if one["seed"] in first else ""
+        print(f"{one['rung']:58}{one['seed']:5}{one['best']:8.3f}{one['final']:8.3f}{one['final_training']:10.3f}"
+              f"{one['bits_per_byte']:11.3f}{gain:>16}{one['stories']['distinct_titles']:8}"
+              f"{one['stories']['repeated_4grams_median']:10.3f}{one['stories']['verbatim_8grams']:10.1%}{one['seconds'] / 60:9.1f}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--corpus", help="a file of stories")
+    parser.add_argument("--tokens", type=int, default=300_000, help="GPT-2 tokens to train on")
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", default="", help="only rungs whose name holds this")
+    parser.add_argument("--show", action="store_true", help="print the results and stop")
+    parser.add_argument("--results", default=RESULTS, type=Path)
+    options = parser.parse_args()
+    results = json.loads(options.results.read_text()) if options.results.exists() else []
+    done = {(one["rung"], one["seed"]) for one in results}
+    for name, recipe in rungs().items():
+        if not options.show and options.only in name and (name, options.seed) not in done:
+            with tempfile.TemporaryDirectory() as folder:
+                results.append(climb(name, recipe, options, Path(folder)))
+            options.results.write_text(json.dumps(results, indent=1) + "\n")
+    show(results)
+
+
+if __name__ == "__main__":
+    main()
