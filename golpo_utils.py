@@ -66,7 +66,7 @@ GPT_CONFIG_T4 = dict(vocab_size=50261, context_length=512, emb_dim=512, n_heads=
 # GPT-2 medium's shape, for those who bring more text and a larger GPU.
 GPT_CONFIG_350M = dict(vocab_size=50261, context_length=1024, emb_dim=1024, n_heads=16, n_layers=24,
                        drop_rate=0.1, qkv_bias=False)
-# OpenAI's GPT-2 small, to start from its published weights (`load_gpt2_weights`), which may lose the end of its context.
+# OpenAI's GPT-2 small with half of its context, to start from its published weights (`load_gpt2_weights`).
 GPT_CONFIG_GPT2 = dict(vocab_size=50261, context_length=512, emb_dim=768, n_heads=12, n_layers=12,
                        drop_rate=0.1, qkv_bias=True)
 
@@ -181,7 +181,7 @@ class GELU(Block):
 
 class Linear(nn.Linear):
     """x @ weight.T + bias: (…, d_in) → (…, d_out), as in torch.nn. Telling multiplies big matrices with a few rows
-    at a time, and that PyTorch leaves to one core of a CPU. The weights cut into slices are a batch of products, which
+    at a time, and PyTorch leaves that to one core of a CPU. The weights cut into slices are a batch of products, which
     it spreads over all cores (figures: benchmarks/telling.py)."""
     SLICES, FEW_ROWS = 8, 16
 
@@ -357,8 +357,9 @@ class NextTokenLoss(torch.autograd.Function):
     """Mean cross-entropy of `targets` (n,) under the scores hidden @ weight.T, in nats; targets of -100 do not count.
 
     n tokens times a vocabulary of 50,000 is by far the largest tensor in training, and the usual way holds it several
-    times over. Here a few rows at a time are scored, turned into loss and gradient at once, and forgotten."""
-    ROWS, CACHED_ROWS = 512, 128    # for one matrix product; for the softmax, whose scores then fit a processor's cache
+    times over. Here some rows at a time are scored, turned into loss and gradient in place, and forgotten."""
+    ROWS = 1024             # scored at once
+    CACHED_ROWS = 16        # turned into probabilities at once on a CPU: their fp32 copies stay in its cache
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, wants_gradient=True):             # (n, d), (v, d), (n,)
@@ -366,28 +367,28 @@ class NextTokenLoss(torch.autograd.Function):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         head, wide, counts = weight.to(dtype), torch.promote_types(dtype, torch.float32), (targets >= 0)[:, None]
         ctx.count, answers = counts.sum(), targets.clamp(min=0)[:, None]                            # (n, 1)
-        hidden_gradient, weight_gradient = (map(torch.zeros_like, (hidden, weight)) if wants_gradient else (None, None))
+        if wants_gradient:
+            hidden_gradient, weight_gradient = torch.empty_like(hidden), torch.zeros_like(weight)
         for rows in batches(len(targets), NextTokenLoss.ROWS):
-            x, y, counting = hidden[rows].to(dtype), answers[rows], counts[rows]                    # (r, d), (r, 1), (r, 1)
-            gradient = x.new_empty(len(x), len(head)) if wants_gradient else None                   # (r, v)
-            for few in batches(len(x), NextTokenLoss.CACHED_ROWS):
-                log_p = F.log_softmax(x[few] @ head.T, dim=-1, dtype=wide)
+            x, y, counting = hidden[rows].to(dtype), answers[rows], counts[rows]        # (r, d), (r, 1), (r, 1)
+            logits = x @ head.T                                                         # (r, v)
+            for few in batches(len(x), NextTokenLoss.CACHED_ROWS if device == "cpu" else len(x)):
+                log_p = F.log_softmax(logits[few], dim=-1, dtype=wide)
                 loss = loss - (log_p.gather(1, y[few]) * counting[few]).sum()
                 if wants_gradient:                                              # softmax minus one-hot
-                    gradient[few] = log_p.exp_().scatter_add_(1, y[few], -torch.ones_like(y[few], dtype=wide))
+                    logits[few] = log_p.exp_().scatter_add_(1, y[few], -torch.ones_like(y[few], dtype=wide))
             if wants_gradient:
-                hidden_gradient[rows] = (gradient @ head) * counting
-                weight_gradient += gradient.T @ (x * counting)
-        if wants_gradient:
-            ctx.save_for_backward(hidden_gradient, weight_gradient)
+                hidden_gradient[rows] = (logits @ head) * counting
+                weight_gradient += logits.T @ (x * counting)
+        ctx.gradients = (hidden_gradient, weight_gradient) if wants_gradient else None
         return loss / ctx.count
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
-        hidden_gradient, weight_gradient = ctx.saved_tensors
+        (hidden_gradient, weight_gradient), ctx.gradients = ctx.gradients, None     # scaled in place, so only once
         scale = gradient / ctx.count
-        return (hidden_gradient * scale).to(hidden_gradient.dtype), weight_gradient * scale, None, None
+        return hidden_gradient.mul_(scale), weight_gradient.mul_(scale), None, None
 
 
 class Int8Linear(nn.Module):
@@ -400,7 +401,8 @@ class Int8Linear(nn.Module):
         scales = weight.abs().amax(dim=1).clamp(min=1e-12).double() / 127                   # (d_out,)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")         # PyTorch means to move these to a package of its own, torchao
-            rounded = torch.quantize_per_channel(weight, scales, torch.zeros_like(scales, dtype=torch.long), 0, torch.qint8)
+            zeros = torch.zeros_like(scales, dtype=torch.long)
+            rounded = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
             self.packed = torch.ops.quantized.linear_prepack(rounded, bias)
 
     def forward(self, x):
@@ -450,8 +452,8 @@ def download_gpt2(name):
     try:
         return hf_hub_download(name, "model.safetensors")
     except Exception as error:
-        raise ConnectionError(f"the weights of {name!r} could not be downloaded ({type(error).__name__}); go online, check "
-                              f"the name, or give the path of a .safetensors file") from error
+        raise ConnectionError(f"the weights of {name!r} could not be downloaded ({type(error).__name__}); go online, "
+                              f"check the name, or give the path of a .safetensors file") from error
 
 
 def freeze(model, layers):
@@ -567,18 +569,20 @@ def token_ids_to_text(token_ids, tokenizer):
     return tokenizer.decode(token_ids.flatten().tolist())
 
 
-def export_hf(model, tokenizer, folder):
+def export_hf(model, tokenizer, folder, *, dtype=torch.float32, about=None):
     """Write `folder` in Hugging Face's format for GPT-2, for transformers, the Hub, vLLM or llama.cpp: there the
-    scores and the ids are the same. Raises ValueError for widths of queries or values that GPT-2 can't have."""
+    scores and the ids are the same. `load_storyteller` reads it, too. dtype: of the weights in the file; about: plain
+    facts to go with them. Raises ValueError for widths of queries or values that GPT-2 can't have."""
     from safetensors.torch import save_file
     config, ours, specials = check_config(model.config), model.state_dict(), tokenizer._special_tokens
     end = END if END in specials else END_OF_TEXT
     d, rate, tied = config["emb_dim"], config["drop_rate"], model.out_head.weight is model.tok_emb.weight
     if not config["key_dim"] == config["val_dim"] == d:
         raise ValueError("GPT-2 can't have the 'key_dim' or 'val_dim' of this model, which is not its 'emb_dim'")
-    weights = {f"transformer.h.{n}.attn.c_attn.bias": torch.zeros(3 * d) for n in range(config["n_layers"])}
+    weights = {f"transformer.h.{n}.attn.c_attn.bias": torch.zeros(3 * d, dtype=dtype)
+               for n in range(config["n_layers"])}
     for name, keys in gpt2_layout(model).items():
-        tensor = torch.cat([ours[key].cpu() for key in keys])
+        tensor = torch.cat([ours[key].cpu() for key in keys]).to(dtype)
         weights[name] = tensor.t().contiguous() if name.startswith("transformer.h.") else tensor
     if tied:
         del weights["lm_head.weight"]
@@ -591,7 +595,8 @@ def export_hf(model, tokenizer, folder):
     about = dict(architectures=["GPT2LMHeadModel"], model_type="gpt2", vocab_size=config["vocab_size"], n_embd=d,
                  n_positions=config["context_length"], n_head=config["n_heads"], n_layer=config["n_layers"],
                  tie_word_embeddings=tied, layer_norm_epsilon=1e-5, resid_pdrop=rate, embd_pdrop=rate, attn_pdrop=rate,
-                 bos_token_id=specials[END_OF_TEXT], eos_token_id=specials[end])
+                 bos_token_id=specials[END_OF_TEXT], eos_token_id=specials[end],
+                 golpo_kothok={"config": model.config, **(about or {})})
     speaks = dict(tokenizer_class="GPT2Tokenizer", model_max_length=config["context_length"], unk_token=END_OF_TEXT,
                   bos_token=END_OF_TEXT, eos_token=end, additional_special_tokens=list(specials))
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -739,7 +744,8 @@ def stream_story(model, tokenizer, prompt="", *, max_new_tokens=400, temperature
     complete. title, genre, prompt, markers: see `story_opening`."""
     check_number("max_new_tokens", max_new_tokens, 0, whole=True)
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-    opening = torch.tensor([story_opening(tokenizer, prompt, title, markers, genre)], device=model.tok_emb.weight.device)
+    device = model.tok_emb.weight.device
+    opening = torch.tensor([story_opening(tokenizer, prompt, title, markers, genre)], device=device)       # (1, t)
     characters = codecs.getincrementaldecoder("utf-8")("replace")          # keeps half a character to itself
     stops, waiting, ends = [text.encode() for text in stop], b"", []
     with contextlib.closing(next_tokens(model, opening, sampling, seed)) as steps:
@@ -877,8 +883,8 @@ def load_corpus(path=DEFAULT_CORPUS, tokenizer=None, validation_fraction=0.1, se
     if not all(file.exists() for file in files):
         write_tokens(path, tokenizer, stories, for_validation, files)
     train_ids, val_ids = (torch.from_numpy(np.memmap(file, dtype=np.uint16, mode="c")) for file in files)
-    notes = {f"The text has no {START} … {END} markers; it was cut into {stories} pieces at paragraphs, and the model "
-             f"will learn neither where stories begin nor where they end.": marked == 0,
+    notes = {f"The text has no {START} … {END} markers; it was cut into {stories} pieces at paragraphs, and the model"
+             f" will learn neither where stories begin nor where they end.": marked == 0,
              f"{stories - marked} pieces of text stand outside of stories; they are trained on.": 0 < marked < stories,
              f"{marked - titled} of {marked} stories have no {TITLE} line.": titled < marked,
              "This vocabulary spells the markers out, in several tokens each.": start_id_of(tokenizer) is None}
@@ -994,7 +1000,7 @@ def as_stories(blocks):
 # ---- Checkpoints ---------------------------------------------------------------------------------
 
 FORMAT_VERSION = 1
-DEFAULT_CHECKPOINTS = PROJECT / "gpt_checkpoints"
+DEFAULT_CHECKPOINTS, VOICE = PROJECT / "gpt_checkpoints", PROJECT / "voice"      # VOICE: trained, and ready to tell
 SLOTS, BEST, METRICS = ("checkpoint_a.pt", "checkpoint_b.pt"), "checkpoint_best.pt", "metrics.jsonl"
 
 
@@ -1153,19 +1159,34 @@ def load_checkpoint(model, checkpoint_path, optimizer=None, *, checkpoint=None):
     return {key: value for key, value in checkpoint.items() if key not in ("model_state_dict", "optimizer_state_dict")}
 
 
+def read_export(folder):
+    """What `export_hf` wrote → a dict: the model, its config, and the facts that went with them."""
+    try:
+        facts = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))["golpo_kothok"]
+        model = load_gpt2_weights(GPTModel(facts["config"]), Path(folder, "model.safetensors"))
+    except (KeyError, OSError, ValueError) as error:
+        raise CheckpointError(f"{str(folder)!r} holds no storyteller that `export_hf` wrote ({error!r})") from None
+    return {"model": model, "global_step": 0, "tokens_seen": 0, "val_losses": [], **facts}
+
+
 def load_storyteller(source=DEFAULT_CHECKPOINTS, device="cpu", which="newest", staging=None, *, quantize=False):
-    """A model ready to tell → (model, tokenizer, about). source: a checkpoint file, or a folder, of which
-    `newest_checkpoint` picks one. about: the rest of the checkpoint, and its "path". An original checkpoint, which has
-    no config, is taken for GPT_CONFIG_124M. quantize: weights in int8, faster on a CPU (`to_int8`). Raises
-    FileNotFoundError if there is none."""
+    """A model ready to tell → (model, tokenizer, about). source: a checkpoint file, a folder that `export_hf` wrote
+    (such as VOICE, the one in the box), or a folder of checkpoints, of which `newest_checkpoint` picks one. about: the
+    rest of the checkpoint, and its "path". An original checkpoint, which has no config, is taken for GPT_CONFIG_124M.
+    quantize: weights in int8, faster on a CPU (`to_int8`). Raises FileNotFoundError if there is none."""
     path = Path(source)
-    if not path.is_file():
-        path, _ = newest_checkpoint(path, which, staging) or (None, None)
-        if path is None:
-            raise FileNotFoundError(f"there is no checkpoint in {str(source)!r}; train first (notebooks/train.ipynb)")
-    checkpoint = read_checkpoint(path)
-    model = GPTModel(checkpoint.get("config") or GPT_CONFIG_124M)
-    about = load_checkpoint(model, path, checkpoint=checkpoint)
+    if (path / "config.json").is_file():
+        about = read_export(path)
+        model = about.pop("model")
+    else:
+        if not path.is_file():
+            path, _ = newest_checkpoint(path, which, staging) or (None, None)
+            if path is None:
+                raise FileNotFoundError(f"there is no checkpoint in {str(source)!r}; train first (notebooks/train.ipynb),"
+                                        f" or load VOICE, the storyteller in the box")
+        checkpoint = read_checkpoint(path)
+        model = GPTModel(checkpoint.get("config") or GPT_CONFIG_124M)
+        about = load_checkpoint(model, path, checkpoint=checkpoint)
     model = to_int8(model) if quantize else model.to(device).eval()
     return model, get_tokenizer(model.config["vocab_size"]), {**about, "path": path}
 
@@ -1292,9 +1313,9 @@ PRESETS = {
     "t4": dict(config=GPT_CONFIG_T4, num_epochs=8, batch_size=32, learning_rate=1e-3),
     "124M": dict(config=GPT_CONFIG_124M, num_epochs=12, batch_size=8, learning_rate=4e-4),
     "350M": dict(config=GPT_CONFIG_350M, num_epochs=4, batch_size=32, learning_rate=3e-4),
-    # What GPT-2 knows is soon overwritten: a low rate, few passes, its lower half left as it is.
-    "gpt2": dict(config=GPT_CONFIG_GPT2, start_from="openai-community/gpt2", frozen_layers=6, num_epochs=2,
-                 batch_size=16, learning_rate=1e-4),
+    # What GPT-2 knows is soon overwritten: a low rate, few passes; `frozen_layers` keeps more of it.
+    "gpt2": dict(config=GPT_CONFIG_GPT2, start_from="openai-community/gpt2", num_epochs=2, batch_size=16,
+                 learning_rate=1e-4),
 }
 
 
@@ -1454,7 +1475,8 @@ def evaluate_loss(model, ids, context_length, start_id=None, batch_size=32, dtyp
     """Mean loss in nats over all of `ids` (1-D), each token predicted once, in windows side by side that
     begin anew at each story's `start_id`. Of several processes, each takes a share of the windows."""
     device, total, count = next(model.parameters()).device, 0.0, 0
-    windows = [(start, min(start + context_length, end - 1)) for begin, end in itertools.pairwise(story_bounds(ids, start_id))
+    stories = itertools.pairwise(story_bounds(ids, start_id))
+    windows = [(start, min(start + context_length, end - 1)) for begin, end in stories
                for start in range(begin, end - 1, context_length)][rank::world]
     was_training = model.training
     model.eval()
@@ -1516,7 +1538,7 @@ class Training:
         self.scaler = torch.amp.GradScaler(self.device.type, init_scale=2.0 ** 16 if half else 1.0)
         if half and state.scaler:
             self.scaler.load_state_dict(state.scaler)
-        self.sums = torch.tensor(state.sums, dtype=torch.float64, device=self.device)   # losses and steps, see TrainingState
+        self.sums = torch.tensor(state.sums, dtype=torch.float64, device=self.device)   # see TrainingState
         self.skips = torch.zeros((), device=self.device)
         self.best_weights, self.metrics = None, Path(settings.staging_dir or settings.checkpoint_dir) / METRICS
         self.run = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False) if distributed else model
@@ -1551,7 +1573,7 @@ class Training:
     def give_up_if(self, hopeless, reason):
         if hopeless:
             raise TrainingError(f"{reason} (step {self.state.global_step}); lower learning_rate (now "
-                                f"{self.settings.learning_rate}) or set precision='fp32', and resume from the last checkpoint")
+                                f"{self.settings.learning_rate}) or set precision='fp32', and resume")
 
     def backward_within_memory(self, number, windows):
         """`backward`, with fewer windows at once if the device's memory does not suffice."""
@@ -1571,7 +1593,7 @@ class Training:
         """Add up the gradients of this process's share of the windows; return its part of their mean loss."""
         share, total = windows[self.rank::self.world], 0
         weight = self.world / len(windows) if len(share) else 0.0   # DDP averages gradients over the processes
-        share = share if len(share) else windows[:1]                # without a window of its own: go through the motions
+        share = share if len(share) else windows[:1]                # without one of its own: go through the motions
         for start in range(0, len(share), self.micro_batch_size):
             part = share[start:start + self.micro_batch_size]
             inputs, targets = (ids.to(self.device) for ids in self.train_set.batch(part))           # (b, t) each
@@ -1601,10 +1623,11 @@ class Training:
         state.evals_since_best += 1
         if val_loss < state.best_val_loss:
             state.best_val_loss, state.evals_since_best = val_loss, 0
-            self.best_weights = {name: weight.detach().cpu().clone() for name, weight in self.model.state_dict().items()}
+            self.best_weights = {name: weight.cpu().clone() for name, weight in self.model.state_dict().items()}
         record = {"step": state.global_step, "epoch": state.global_step / self.steps_per_epoch,
                   "tokens_seen": state.tokens_seen, "train_loss": train_loss, "val_loss": val_loss,
-                  "val_perplexity": math.exp(val_loss), "learning_rate": self.learning_rate, "seconds": state.seconds, **pace}
+                  "val_perplexity": math.exp(val_loss), "learning_rate": self.learning_rate,
+                  "seconds": state.seconds, **pace}
         if self.rank == 0:
             with contextlib.suppress(OSError), open(self.metrics, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
@@ -1854,11 +1877,11 @@ def refuse_changes(settings, corpus, tokenizer, checkpoint, name):
     """Raise CheckpointError that names what differs between a checkpoint and what is to go on from it."""
     now = {**{key: getattr(settings, key) for key in ("config", "batch_size", "seed", "validation_fraction")},
            "corpus": corpus.fingerprint, "tokenizer": tokenizer.name}
-    before = {**(checkpoint.get("settings") or {}), "corpus": checkpoint.get("corpus"), "tokenizer": checkpoint.get("tokenizer")}
+    before = (checkpoint.get("settings") or {}) | {name: checkpoint.get(name) for name in ("corpus", "tokenizer")}
     for key, value in now.items():
         if before.get(key) not in (None, value) and not settings.accept_changes:
-            raise CheckpointError(f"{name} was trained with {key} = {before[key]!r}, and now it is {value!r}; put it back, "
-                                  f"set accept_changes=True, or start a fresh training in another checkpoint_dir")
+            raise CheckpointError(f"{name} was trained with {key} = {before[key]!r}, and now it is {value!r}; put it "
+                                  f"back, set accept_changes=True, or start a fresh training in another checkpoint_dir")
 
 
 def move_away(folder):
@@ -1934,7 +1957,7 @@ def resume_state(model, optimizer, checkpoint, name):
     load_checkpoint(model, name, checkpoint=checkpoint)
     print(f"{name} comes from the original program: its optimizer's averages begin anew.")
     histories = (list(checkpoint[key]) for key in ("train_losses", "val_losses", "track_tokens_seen"))
-    return TrainingState(checkpoint["global_step"] + 1, checkpoint["tokens_seen"], *histories)    # it counts steps from 0
+    return TrainingState(checkpoint["global_step"] + 1, checkpoint["tokens_seen"], *histories)  # it counts from 0
 
 
 # ---- Measuring stories ---------------------------------------------------------------------------
@@ -1952,7 +1975,8 @@ def name_persistence(prose):
     """
     words = prose.split()
     bare = [re.sub(r"['’]s$|\W", "", word) for word in words]
-    inside = [word for before, word in zip(words, bare[1:]) if re.match(r"[A-Z][a-z]+$", word) and not re.search(r"[.!?\"”:]$", before)]
+    inside = [word for before, word in zip(words, bare[1:])
+              if re.match(r"[A-Z][a-z]+$", word) and not re.search(r"[.!?\"”:]$", before)]
     names = [name for name in dict.fromkeys(inside) if inside.count(name) > 1]
     return (len(bare) - bare[::-1].index(names[0])) / len(bare) if names else None
 
@@ -1975,7 +1999,8 @@ def measure_stories(stories, training_text=""):
             "titled": sum(bool(title) for title, _ in parts) / len(stories),
             "distinct_titles": len({title for title, _ in parts if title}),
             "distinct_openings": len({tuple(prose.split()[:5]) for _, prose in parts}),
-            "repeated_4grams_median": float(np.median(repeated or [0])), "repeated_4grams_worst": max(repeated, default=0.0),
+            "repeated_4grams_median": float(np.median(repeated or [0])),
+            "repeated_4grams_worst": max(repeated, default=0.0),
             "verbatim_8grams": sum(run in known for run in eights) / max(1, len(eights)),
             "verbatim_stories": sum(" ".join(prose.split()) in flat for _, prose in parts if prose),
             "names_last": float(np.median(lasting or [0]))}
@@ -1999,14 +2024,14 @@ def measure_obedience(model, tokenizer, titles, genres=None, max_new_tokens=400,
     """Does a storyteller tell what it was asked for? A story for each of `titles`, and of each genre → a dict.
 
     title_words: of a title's `stems`, the share that its story takes up, on average. title_words_by_chance: the
-    same against the story of the next title. genre_kept (if `genres`, genre → its stories' text, has two or more):
+    same against the story of the title before. genre_kept (if `genres`, genre → its stories' text, has two or more):
     share of stories whose words are likeliest under their own genre's frequencies (naive Bayes, add-one)."""
     def tell(number, **asked):
         pieces = stream_story(model, tokenizer, max_new_tokens=max_new_tokens, seed=seed + number, **asked, **sampling)
         return split_story("".join(pieces))[1]
 
     told = [stems(tell(number, title=title)) for number, title in enumerate(titles)]
-    asked = [(stems(title), own, told[number - 1]) for number, (title, own) in enumerate(zip(titles, told)) if stems(title)]
+    asked = [(stems(title), own, other) for title, own, other in zip(titles, told, told[-1:] + told) if stems(title)]
     figures = {name: float(np.mean([len(words & pair[which]) / len(words) for words, *pair in asked] or [0]))
                for which, name in enumerate(("title_words", "title_words_by_chance"))}
     if len(genres or ()) > 1:
@@ -2015,8 +2040,8 @@ def measure_obedience(model, tokenizer, titles, genres=None, max_new_tokens=400,
 
         def log_likelihood(words, genre):
             return sum(math.log((counts[genre][word] + 1) / (counts[genre].total() + vocabulary)) for word in words)
-        hits = [genre == max(counts, key=functools.partial(log_likelihood, re.findall(r"\w+", tell(n, genre=genre).lower())))
-                for genre in genres for n in range(5)]
+        told = ((genre, re.findall(r"\w+", tell(n, genre=genre).lower())) for genre in genres for n in range(5))
+        hits = [genre == max(counts, key=functools.partial(log_likelihood, words)) for genre, words in told]
         figures["genre_kept"] = sum(hits) / len(hits)
     return figures
 
@@ -2030,8 +2055,8 @@ def genres_of(stories, at_least=20):
     return {genre: "\n".join(texts) for genre, texts in found.items() if len(texts) >= at_least}
 
 
-def evaluate(checkpoint=DEFAULT_CHECKPOINTS, data_path=None, stories=20, max_new_tokens=400, temperature=0.8, top_k=None,
-             seed=0, output=None, which="newest"):
+def evaluate(checkpoint=DEFAULT_CHECKPOINTS, data_path=None, stories=20, max_new_tokens=400, temperature=0.8,
+             top_k=None, min_p=None, seed=0, output=None, which="newest"):
     """How good is a checkpoint? → a dict, printed as a table beside the same figures of the validation stories, which
     people wrote. output: a path for the figures as JSON, stories included; a picture goes beside it.
 
@@ -2044,11 +2069,12 @@ def evaluate(checkpoint=DEFAULT_CHECKPOINTS, data_path=None, stories=20, max_new
     corpus = load_corpus(data_path, tokenizer, saved.get("validation_fraction", 0.1), saved.get("seed", 0))
     val_loss = evaluate_loss(model, corpus.val_ids, model.config["context_length"], start_id_of(tokenizer))
     training_text, val_text = (tokenizer.decode(ids.tolist()) for ids in (corpus.train_ids, corpus.val_ids))
-    known, people = ([START + story for story in text.split(START) if story.strip()] for text in (training_text, val_text))
-    told = tell_many(model, tokenizer, stories, max_new_tokens, temperature, top_k, seed)
+    known, people = ([START + story for story in text.split(START) if story.strip()]
+                     for text in (training_text, val_text))
+    sampling = dict(temperature=temperature, top_k=top_k, min_p=min_p)
+    told = tell_many(model, tokenizer, stories, max_new_tokens, seed=seed, **sampling)
     titles = [title for title, _ in map(split_story, people) if title][:stories]
-    obeyed = measure_obedience(model, tokenizer, titles, genres_of(known), max_new_tokens, seed, temperature=temperature,
-                               top_k=top_k)
+    obeyed = measure_obedience(model, tokenizer, titles, genres_of(known), max_new_tokens, seed, **sampling)
     figures = {"checkpoint": about["path"].name, "step": about["global_step"], "parameters": model.parameter_count(),
                "val_loss": val_loss, "perplexity": math.exp(val_loss),
                "bits_per_byte": val_loss * (len(corpus.val_ids) - 1) / math.log(2) / len(val_text.encode()),
@@ -2442,19 +2468,20 @@ def main(arguments=None):
     train.add_argument("--fresh", action="store_true", help="start fresh even if there is a checkpoint")
     add_setting_flags(train)
     tell = commands.add_parser("generate", help="tell a story")
-    tell.add_argument("--checkpoint", default=str(DEFAULT_CHECKPOINTS), help="a file, or a folder whose newest is taken")
+    tell.add_argument("--checkpoint", default=str(DEFAULT_CHECKPOINTS),
+                      help="a file, or a folder whose newest is taken; 'voice': the storyteller in the box")
     tell.add_argument("--prompt", default="", help="opening words")
     tell.add_argument("--title")
     tell.add_argument("--genre", help="a word that the corpus's titles begin with, as in 'Ghost story: The Mill'")
     tell.add_argument("--quantize", action="store_true", help="weights in int8: faster on a CPU")
-    for name, kind in (("max-new-tokens", int), ("temperature", float), ("top-k", int), ("top-p", float), ("min-p", float),
-                       ("repetition-penalty", float), ("seed", int)):
+    numbers = {"max-new-tokens": int, "temperature": float, "top-k": int, "min-p": float, "seed": int}
+    for name, kind in (numbers | {"top-p": float, "repetition-penalty": float}).items():
         tell.add_argument("--" + name, type=kind, default=argparse.SUPPRESS)
     judge = commands.add_parser("evaluate", help="measure a checkpoint, and stories that it tells")
-    judge.add_argument("--checkpoint", default=str(DEFAULT_CHECKPOINTS), help="a file, or a folder whose newest is taken")
+    judge.add_argument("--checkpoint", default=str(DEFAULT_CHECKPOINTS), help="as above")
     judge.add_argument("--data-path")
     judge.add_argument("--output", help="where to write the figures as JSON")
-    for name, kind in (("stories", int), ("max-new-tokens", int), ("temperature", float), ("top-k", int), ("seed", int)):
+    for name, kind in (numbers | {"stories": int}).items():
         judge.add_argument("--" + name, type=kind, default=argparse.SUPPRESS)
     given = vars(parser.parse_args(arguments))
     command = given.pop("command")
@@ -2467,7 +2494,8 @@ def main(arguments=None):
             evaluate(**given)
         else:
             int8 = given.pop("quantize")
-            model, tokenizer, _ = load_storyteller(given.pop("checkpoint"), "cpu" if int8 else pick_device(), quantize=int8)
+            device = pick_device("cpu" if int8 else "auto")
+            model, tokenizer, _ = load_storyteller(given.pop("checkpoint"), device, quantize=int8)
             for piece in stream_story(model, tokenizer, **given):
                 print(piece, end="", flush=True)
             print()

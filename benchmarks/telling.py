@@ -3,6 +3,7 @@
     python benchmarks/telling.py                                  the table, against Hugging Face's GPT-2
     python benchmarks/telling.py --original PATH --nanogpt PATH   against checkouts of those projects too
     python benchmarks/telling.py --save                           also writes benchmarks/telling.json
+    python benchmarks/telling.py --int8-loss FILE --corpus FILE   instead: what int8 costs a storyteller in perplexity
 
 All have the shape of GPT_CONFIG_124M and random weights, which cost what trained ones cost. A machine
 that does other work slows all contenders, not equally: ratios are medians of ratios within a round.
@@ -11,6 +12,7 @@ that does other work slows all contenders, not equally: ratios are medians of ra
 import argparse
 import importlib.util
 import json
+import math
 import re
 import statistics
 import subprocess
@@ -103,6 +105,22 @@ def peak_memory(name, options):
     return int(subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()[-1])
 
 
+@torch.inference_mode()
+def int8_loss(source, corpus):
+    """Validation loss of a storyteller in fp32 and in int8, on the first 50,000 tokens of what the corpus validates on."""
+    losses = {}
+    for name, quantize in (("fp32", False), ("int8", True)):
+        model, tokenizer, about = golpo.load_storyteller(source, quantize=quantize)
+        saved, context = about.get("settings") or golpo.asdict(golpo.Settings()), model.config["context_length"]
+        ids = golpo.load_corpus(corpus, tokenizer, saved["validation_fraction"], saved["seed"]).val_ids[:50_000].long()
+        ids = ids[:(len(ids) - 1) // context * context + 1]
+        rows, targets = ids[:-1].view(-1, context), ids[1:].view(-1, context)
+        total = sum(torch.nn.functional.cross_entropy(model(x[None])[0], y, reduction="sum") for x, y in zip(rows, targets))
+        losses[name] = float(total) / targets.numel()
+    change = math.exp(losses["int8"] - losses["fp32"]) - 1
+    print(f"{targets.numel():,} tokens: loss {losses['fp32']:.4f} in fp32, {losses['int8']:.4f} in int8; perplexity {change:+.2%}")
+
+
 def measure(options):
     """Let all contenders tell in turns → facts, a row for each, and the ratios that the targets name."""
     every = contenders(options)
@@ -146,7 +164,12 @@ def main():
     parser.add_argument("--nanogpt", help="a checkout of nanoGPT")
     parser.add_argument("--save", action="store_true", help="write benchmarks/telling.json")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    parser.add_argument("--int8-loss", metavar="CHECKPOINT", help="compare its perplexity in fp32 and int8, on --corpus")
+    parser.add_argument("--corpus", help="the corpus that it was trained on")
     options = parser.parse_args()
+    if options.int8_loss:
+        int8_loss(options.int8_loss, options.corpus)
+        return
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     if options.memory_of:

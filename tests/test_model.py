@@ -185,6 +185,26 @@ def test_an_exported_storyteller_is_the_same_in_hugging_faces_hands(tmp_path, ch
                  "<|start|>\n<|title|>The Fox</|title|>\n\nHe ran. <|end|>\n"):
         assert their_tokenizer(text)["input_ids"] == golpo.encode(text, tokenizer)
         assert their_tokenizer.decode(golpo.encode(text, tokenizer), clean_up_tokenization_spaces=False) == text
+    back, same_tokenizer, about = golpo.load_storyteller(tmp_path / "out")
+    assert torch.equal(back(ids), model(ids)) and same_tokenizer.name == tokenizer.name and back.config == model.config
+
+
+def test_an_export_in_half_precision_is_read_back_with_its_facts(tmp_path):
+    torch.manual_seed(8)
+    model, tokenizer = golpo.GPTModel({**TINY, "vocab_size": 300}).eval(), golpo.get_tokenizer(300)
+    golpo.export_hf(model, tokenizer, tmp_path / "half", dtype=torch.float16, about={"global_step": 7})
+    back, _, about = golpo.load_storyteller(tmp_path / "half")
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "half", dtype=torch.float32).eval()
+    ids = torch.randint(0, 300, (2, 24))
+    torch.testing.assert_close(back(ids), model(ids), rtol=0, atol=1e-2)
+    torch.testing.assert_close(back(ids), theirs(ids).logits, rtol=0, atol=1e-4)
+    assert about["global_step"] == 7 and about["path"] == tmp_path / "half" and back.tok_emb.weight.dtype == torch.float32
+
+
+def test_a_foreign_export_is_refused_with_a_sentence(tmp_path):
+    tiny_gpt2().save_pretrained(tmp_path / "theirs")
+    with pytest.raises(golpo.CheckpointError, match="holds no storyteller that `export_hf` wrote"):
+        golpo.load_storyteller(tmp_path / "theirs")
 
 
 def test_widths_that_gpt2_cannot_have_are_not_exported(tmp_path):

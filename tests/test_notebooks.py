@@ -25,7 +25,7 @@ def flush_and_unmount():
 @pytest.fixture
 def project(tmp_path):
     """A copy of the project with a short corpus, so that training takes seconds."""
-    for name in ("golpo_utils.py", "notebooks", "data"):
+    for name in ("golpo_utils.py", "notebooks", "data", "voice"):
         source = PROJECT / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
     corpus = tmp_path / "data" / "training_data.txt"
@@ -61,6 +61,13 @@ def test_on_a_laptop_train_then_train_again_then_tell(project):
     stories = sorted((project / "output").glob("output_no_*.txt"))
     assert len(stories) == 3 and all(max(map(len, story.read_text().splitlines())) <= 80 for story in stories)
     assert any("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in outputs), "no studio"
+
+
+def test_before_any_training_the_voice_in_the_box_tells_and_says_what_it_is(project):
+    text, _ = run(project, "test")
+    assert "THIS IS THE VOICE IN THE BOX" in text and "voice: step" in text
+    stories = sorted((project / "output").glob("output_no_*.txt"))
+    assert len(stories) == 3 and all(len(story.read_text(encoding="utf-8").split()) > 50 for story in stories)
 
 
 def test_on_colab_checkpoints_go_to_drive_and_the_second_session_resumes(project, tmp_path, monkeypatch):
