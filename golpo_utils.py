@@ -1191,6 +1191,13 @@ def load_storyteller(source=DEFAULT_CHECKPOINTS, device="cpu", which="newest", s
     return model, get_tokenizer(model.config["vocab_size"]), {**about, "path": path}
 
 
+def describe_checkpoint(about):
+    """What `load_storyteller` says of a checkpoint, as one line. The best's own loss is not the last of the history."""
+    losses = [about["best_val_loss"]] if about["path"].name == BEST and "best_val_loss" in about else about["val_losses"]
+    loss = f", validation loss {losses[-1]:.3f}" if losses else ""
+    return f"{about['path'].name}, step {about['global_step']:,}, {about['tokens_seen']:,} tokens seen{loss}"
+
+
 class CheckpointKeeper:
     """Keeps one training's checkpoints in `folder`: two slots in turn, and the best. Use it in a `with`.
 
@@ -1527,7 +1534,10 @@ class Training:
         self.rank = torch.distributed.get_rank() if distributed else 0
         self.world = torch.distributed.get_world_size() if distributed else 1
         self.context, self.start_id = model.config["context_length"], start_id_of(tokenizer)
-        self.train_set = GPTDataset(corpus.train_ids, None, self.context, self.context,
+        # A GPU cuts its batches out of the tokens itself, if they take no more than a gigabyte of it.
+        on_device = self.device.type == "cuda" and len(corpus.train_ids) < 2 ** 28
+        ids = corpus.train_ids.to(self.device, torch.int32) if on_device else corpus.train_ids
+        self.train_set = GPTDataset(ids, None, self.context, self.context,
                                     start_id=self.start_id if settings.story_windows else None)
         self.steps_per_epoch = -(-len(self.train_set) // settings.batch_size)
         self.total_steps = settings.num_epochs * self.steps_per_epoch
@@ -2386,9 +2396,7 @@ def story_studio(model, tokenizer, output_dir="output", *, about=None):
     """
     speaker = f"A model of {model.parameter_count() / 1e6:.1f} M parameters"
     if about:
-        loss = f", validation loss {about['val_losses'][-1]:.3f}" if about["val_losses"] else ""
-        speaker += (f" speaks, {about['path'].name}, after {about['global_step']:,} training steps on "
-                    f"{about['tokens_seen']:,} tokens{loss}")
+        speaker += f" speaks: {describe_checkpoint(about)}"
     return Studio(model, tokenizer, output_dir, speaker).view
 
 

@@ -57,7 +57,7 @@ def test_on_a_laptop_train_then_train_again_then_tell(project):
     assert "Going on from checkpoint_" in text and "Starting fresh" not in text
 
     text, outputs = run(project, "test")
-    assert re.search(r"checkpoint_[ab]\.pt: step \d+", text)
+    assert re.search(r"checkpoint_[ab]\.pt, step \d+", text)
     stories = sorted((project / "output").glob("output_no_*.txt"))
     assert len(stories) == 3 and all(max(map(len, story.read_text().splitlines())) <= 80 for story in stories)
     assert any("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in outputs), "no studio"
@@ -65,7 +65,7 @@ def test_on_a_laptop_train_then_train_again_then_tell(project):
 
 def test_before_any_training_the_voice_in_the_box_tells_and_says_what_it_is(project):
     text, _ = run(project, "test")
-    assert "THIS IS THE VOICE IN THE BOX" in text and "voice: step" in text
+    assert "THIS IS THE VOICE IN THE BOX" in text and "voice, step" in text
     stories = sorted((project / "output").glob("output_no_*.txt"))
     assert len(stories) == 3 and all(len(story.read_text(encoding="utf-8").split()) > 50 for story in stories)
 

@@ -68,6 +68,9 @@ def test_the_page_says_who_speaks(tmp_path):
     page = golpo.story_studio(golpo.GPTModel(CONFIG), golpo.get_tokenizer(4096), tmp_path, about=about)
     for fact in ("checkpoint_best.pt", "1,234", "56,789", "1.500"):
         assert fact in page.children[0].value
+    about["best_val_loss"] = 1.25                              # the best is older than the end of the history
+    page = golpo.story_studio(golpo.GPTModel(CONFIG), golpo.get_tokenizer(4096), tmp_path, about=about)
+    assert "1.250" in page.children[0].value
 
 
 def test_the_page_shows_what_stream_story_tells(studio):
