@@ -1797,14 +1797,23 @@ def pick_view():
     return NotebookView() if in_notebook() else TerminalView()
 
 
-def draw_losses(tokens_seen, train_losses, val_losses, scale="linear"):
-    """Training and validation loss over tokens seen, the best point marked → a matplotlib Figure without a
-    background, readable on a light page and on a dark one. scale: of the loss, "linear" or "log"."""
+def clear_axes(width, height):
+    """A matplotlib Figure of so many inches and its axes, without a background: for a light page and a dark one."""
     from matplotlib.figure import Figure
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="none")
+    axes = figure.subplots()
+    axes.set_facecolor("none")
+    axes.tick_params(which="both", colors="gray")
+    axes.spines[:].set_color("gray")
+    return figure, axes
+
+
+def draw_losses(tokens_seen, train_losses, val_losses, scale="linear"):
+    """Training and validation loss over tokens seen, the best point marked → a matplotlib Figure. scale: of the loss,
+    "linear" or "log"."""
     from matplotlib.ticker import EngFormatter
-    figure = Figure(figsize=(7, 4), layout="constrained", facecolor="none")
-    axes, best = figure.subplots(), int(np.argmin(val_losses))
-    axes.set(facecolor="none", yscale=scale)
+    (figure, axes), best = clear_axes(7, 4), int(np.argmin(val_losses))
+    axes.set_yscale(scale)
     axes.set_xlabel("tokens seen", color="gray")
     axes.xaxis.set_major_formatter(EngFormatter())           # 2 M, not 2e6
     axes.set_ylabel("loss, nats per token", color="gray")
@@ -1812,8 +1821,6 @@ def draw_losses(tokens_seen, train_losses, val_losses, scale="linear"):
     axes.plot(tokens_seen, val_losses, color="tab:blue", label="validation")
     axes.plot(tokens_seen[best], val_losses[best], "o", color="tab:blue", label=f"best: {val_losses[best]:.3f}")
     axes.legend(labelcolor="gray", frameon=False)
-    axes.tick_params(which="both", colors="gray")
-    axes.spines[:].set_color("gray")
     axes.grid(alpha=0.3)
     return figure
 
@@ -2103,25 +2110,21 @@ def evaluate(checkpoint=DEFAULT_CHECKPOINTS, data_path=None, stories=20, max_new
 
 def draw_figures(figures, by_people):
     """The figures of `evaluate` that are shares of 1, beside people's → a matplotlib Figure."""
-    from matplotlib.figure import Figure
     shares = {"end by themselves": "ended", "have a title": "titled", "distinct titles": "distinct_titles",
               "distinct openings": "distinct_openings", "repeated 4-grams, median": "repeated_4grams_median",
               "repeated 4-grams, worst": "repeated_4grams_worst", "verbatim 8-grams": "verbatim_8grams",
               "first name's last place": "names_last"}
-    figure = Figure(figsize=(8, 4.4), layout="constrained", facecolor="none")
-    axes, places = figure.subplots(), np.arange(len(shares))
+    (figure, axes), places = clear_axes(8, 4.4), np.arange(len(shares))
     for one, label, color, shift in ((figures, "told", "tab:blue", -0.2), (by_people, "by people", "tab:gray", 0.2)):
         values = [one[name] / (one["stories"] if name.startswith("distinct") else 1) for name in shares.values()]
         bars = axes.barh(places + shift, values, 0.38, color=color, label=label)
         axes.bar_label(bars, [f"{value:.3f}" for value in values], padding=3, color="gray", size=8)
     axes.set_yticks(places, shares, color="gray")
     axes.invert_yaxis()
-    axes.set(facecolor="none", xlim=(0, 1.12))
+    axes.set_xlim(0, 1.12)
     axes.set_title(f"{figures['stories']} stories; {figures['bits_per_byte']:.3f} bits per byte, validation loss "
                    f"{figures['val_loss']:.3f}", color="gray", size=10, loc="left")
     axes.legend(labelcolor="gray", frameon=False)
-    axes.tick_params(colors="gray")
-    axes.spines[:].set_color("gray")
     return figure
 
 
@@ -2220,13 +2223,11 @@ def attention_weights(model, token_ids, layer, head):
 
 
 def attention_picture(weights, words):
-    """Weights (t, t) between `words` → a PNG's bytes, readable on a light page and on a dark one."""
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(6.4, 6), layout="constrained", facecolor="none")
-    axes, ticks = figure.subplots(), range(len(words))
+    """Weights (t, t) between `words` → a PNG's bytes."""
+    (figure, axes), ticks = clear_axes(6.4, 6), range(len(words))
     axes.imshow(weights.numpy(), cmap="Blues", vmin=0)
-    axes.set_xticks(ticks, words, rotation=90, size=8, color="gray")
-    axes.set_yticks(ticks, words, size=8, color="gray")
+    axes.set_xticks(ticks, words, rotation=90, size=8)
+    axes.set_yticks(ticks, words, size=8)
     return png(figure)
 
 
