@@ -13,6 +13,7 @@ fastest product of two 2,048 x 2,048 matrices that was measured here in the same
 
 import argparse
 import contextlib
+import gc
 import json
 import re
 import statistics
@@ -163,19 +164,17 @@ def product_ceiling(dtype, device):
 
 
 def peak_memory(name, options):
-    """MiB that a process needs which trains three steps with this contender alone; of a GPU, what is on it."""
+    """MiB that a process needs which trains three steps with this contender alone."""
     words = [sys.executable, __file__, *sys.argv[1:], "--memory-of", name]
     done = subprocess.run(words, capture_output=True, text=True)
     return int(done.stdout.split()[-1]) if done.returncode == 0 else None
 
 
-def tell_memory(step, options):
+def tell_memory(step):
     for _ in range(3):
         step()
-    if options.device == "cuda":
-        print(torch.cuda.max_memory_allocated() // 2 ** 20)
-    else:       # not ru_maxrss: that is inherited from the process which started this one
-        print(int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) // 1024)
+    # Not ru_maxrss: that is inherited from the process which started this one.
+    print(int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) // 1024)
 
 
 def draw_ladder(rows, path, subtitle):
@@ -199,20 +198,42 @@ def draw_ladder(rows, path, subtitle):
     figure.savefig(path, dpi=130)
 
 
-def measure(options):
-    """Train with all contenders in turns → a table as a list of dicts."""
-    steps, rounds = {}, []
-    every = contenders(options)
+def prepare(name, make):
+    """Make a contender's step, and take it twice: to warm up, and to compile."""
+    torch.manual_seed(0)
+    step, begin = make(), time.perf_counter()
+    for _ in range(2):
+        step()
+    print(f"{name}: two steps to warm up took {time.perf_counter() - begin:.1f} s", file=sys.stderr)
+    return step
+
+
+def in_turns(every, options):
+    """All contenders one after the other, again and again, so that a noisy machine is noisy for all → their seconds
+    in each round, and no memory."""
+    steps = {name: prepare(name, make) for name, (_, make) in every.items()}
+    return [{name: timed(step, options) for name, step in steps.items()} for _ in range(options.rounds)], {}
+
+
+def one_by_one(every, options):
+    """Each contender alone on the GPU, which could not hold all → their seconds in each round, and peaks in MiB."""
+    spent, peaks = {}, {}
     for name, (_, make) in every.items():
-        torch.manual_seed(0)
-        steps[name] = make()
-        begin = time.perf_counter()
-        for _ in range(2):                                              # warm up, and compile
-            steps[name]()
-        print(f"{name}: two steps to warm up took {time.perf_counter() - begin:.1f} s", file=sys.stderr)
-    tokens = options.batch * options.context
-    for _ in range(options.rounds):
-        rounds.append({name: tokens / timed(step, options) for name, step in steps.items()})
+        torch.cuda.reset_peak_memory_stats()
+        step = prepare(name, make)
+        spent[name] = [timed(step, options) for _ in range(options.rounds)]
+        peaks[name] = torch.cuda.max_memory_allocated() // 2 ** 20
+        del step
+        gc.collect()
+        torch.cuda.empty_cache()
+    return [dict(zip(spent, times)) for times in zip(*spent.values())], peaks
+
+
+def measure(options):
+    """Train with all contenders → facts, a row for each, the ratios that the targets name, and who is the yardstick."""
+    every, tokens = contenders(options), options.batch * options.context
+    rounds, peaks = (one_by_one if options.device == "cuda" else in_turns)(every, options)
+    rounds = [{name: tokens / one[name] for name in one} for one in rounds]
     model = golpo.GPTModel(config_of(options))
     flops = 6 * (model.parameter_count() - model.pos_emb.weight.numel()) + 12 * options.layers * options.width * options.context
     ceilings = {dtype: product_ceiling(dtype, options.device) for dtype in (FP32, options.half)}
@@ -224,7 +245,7 @@ def measure(options):
                      "spread": [round(min(speeds), 1), round(max(speeds), 1)],
                      f"ratio to {peer}": round(statistics.median(one[name] / one[peer] for one in rounds), 2),
                      "mfu": round(statistics.median(speeds) * flops / ceilings[dtype], 3),
-                     "peak_memory_mib": None if options.no_memory else peak_memory(name, options)})
+                     "peak_memory_mib": peaks.get(name) or (None if options.no_memory else peak_memory(name, options))})
     top = "7 + compiled" if options.compiled else "6 `train` itself, all of these"
     ratios = {f"best of ours / {name}": round(statistics.median(max(one[top], one["6 `train` itself, all of these"]) / one[name]
                                                                 for one in rounds), 2)
@@ -254,7 +275,7 @@ def main():
     options.half = {"bf16": BF16, "fp16": FP16}[options.half]
     torch.set_num_threads(options.threads)
     if options.memory_of:
-        tell_memory(contenders(options)[options.memory_of][1](), options)
+        tell_memory(contenders(options)[options.memory_of][1]())
         return
     facts, rows, ratios, peer = measure(options)
     print("\n" + " · ".join(f"{name} {value}" for name, value in facts.items()) + "\n")
