@@ -347,6 +347,10 @@ class KeyValueCache:
             store[:, :, past:self.length] = new
         return [store[:, :, :self.length] for store in self.stores]
 
+    def repeat(self, rows):
+        """From one row that was seen make `rows` that go on from it, each its own way."""
+        self.stores = [store.repeat(rows, 1, 1, 1) for store in self.stores]
+
 
 def batches(n, size):
     """0..n in slices of `size`, the last maybe shorter."""
@@ -658,6 +662,18 @@ def draw(probabilities, uniform):
     return torch.searchsorted(ends, (uniform.to(ends) * ends[:, -1])[:, None], right=True)[:, 0]
 
 
+def prefill(model, token_ids, caches):
+    """Read token_ids (b, t) into `caches`; return the scores of what follows, (b, v). Rows that are all the same, as
+    when many stories are told from one opening, are read once."""
+    rows = len(token_ids)
+    if rows == 1 or not (token_ids == token_ids[:1]).all():
+        return model.next_logits(token_ids, caches)
+    logits = model.next_logits(token_ids[:1], caches)
+    for cache in caches:
+        cache.repeat(rows)
+    return logits.expand(rows, -1)
+
+
 @torch.inference_mode()
 def next_tokens(model, token_ids, sampling, seed=None, context_size=None):
     """Yield the next token of each row, (b, 1), without end, after token_ids (b, t ≥ 1).
@@ -677,8 +693,11 @@ def next_tokens(model, token_ids, sampling, seed=None, context_size=None):
             if window.shape[1] > capacity:
                 window, caches = window[:, -max(1, capacity // 2):], None
             if caches is None:
-                fresh, caches = window, [KeyValueCache(capacity) for _ in model.trf_blocks]
-            probabilities = next_token_probabilities(model.next_logits(fresh, caches), sampling, seen)    # (b, v)
+                caches = [KeyValueCache(capacity) for _ in model.trf_blocks]
+                logits = prefill(model, window, caches)                    # (b, v)
+            else:
+                logits = model.next_logits(window[:, -1:], caches)
+            probabilities = next_token_probabilities(logits, sampling, seen)                              # (b, v)
             uniform = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
             fresh = draw(probabilities, uniform)[:, None]                  # (b, 1)
             yield fresh

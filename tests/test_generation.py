@@ -290,3 +290,13 @@ def test_a_genre_opens_the_title_line(storyteller):
     assert tokenizer.decode(whole) == "<|start|>\n<|title|>Ghost story: The Mill</|title|>\n\nIt was late."
     typed = golpo.story_opening(tokenizer, genre="<|end|>")
     assert tokenizer.encode_single_token("<|end|>") not in typed
+
+
+def test_many_stories_from_one_opening_read_it_once(model, monkeypatch):
+    """The opening goes through the model as one row, and each story is still the one that it would be alone."""
+    opening, shapes, hidden = torch.tensor([[5, 9, 2, 30]]), [], golpo.GPTModel.hidden
+    alone = [golpo.generate(model, opening, 40, 16, temperature=1.0, seed=3 + row)[0] for row in range(3)]
+    monkeypatch.setattr(golpo.GPTModel, "hidden", lambda self, ids, caches=None: shapes.append(tuple(ids.shape)) or hidden(self, ids, caches))
+    together = golpo.generate(model, opening.expand(3, -1), 40, 16, temperature=1.0, seed=3)
+    assert shapes[:2] == [(1, 4), (3, 1)] and (3, 8) in shapes     # (3, 8): past the context they are three
+    assert torch.equal(together, torch.stack(alone))
