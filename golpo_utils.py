@@ -1338,6 +1338,10 @@ PRESETS = {
                    validation_fraction=0.05, evals_per_epoch=3),
     "t4": dict(config=GPT_CONFIG_T4, num_epochs=8, batch_size=32, learning_rate=1e-3),
     "124M": dict(config=GPT_CONFIG_124M, num_epochs=12, batch_size=8, learning_rate=4e-4),
+    # The original project's recipe: to go on from its checkpoints, and to be measured against (benchmarks/recipes.py).
+    "original": dict(config={**GPT_CONFIG_124M, "tie_embeddings": False, "init_std": None}, num_epochs=12, batch_size=8,
+                     learning_rate=4e-4, warmup=0.0, final_learning_rate=1.0, weight_decay=0.1, decay_all=True,
+                     beta2=0.999, grad_clip=0.0, story_windows=False),
     "350M": dict(config=GPT_CONFIG_350M, num_epochs=4, batch_size=32, learning_rate=3e-4),
     # What GPT-2 knows is soon overwritten: a low rate, few passes; `frozen_layers` keeps more of it.
     "gpt2": dict(config=GPT_CONFIG_GPT2, start_from="openai-community/gpt2", num_epochs=2, batch_size=16,
@@ -1896,7 +1900,7 @@ def resume_training_from_checkpoint(checkpoint_dir=None, checkpoint_file=None, *
     if found is None:
         raise FileNotFoundError(f"there is no checkpoint in {str(folder)!r} to resume from; call start_fresh_training")
     checkpoint = read_checkpoint(found[0])
-    base = checkpoint.get("settings") or {"config": {**GPT_CONFIG_124M, "tie_embeddings": False}}
+    base = checkpoint.get("settings") or PRESETS["original"]
     given = {"checkpoint_dir": str(folder), "staging_dir": None, "max_steps": None, **settings}
     return run_training(make_settings(given, base), checkpoint, found[0])
 
@@ -2092,9 +2096,10 @@ def genres_of(stories, at_least=20):
 
 
 def evaluate(checkpoint=DEFAULT_CHECKPOINTS, data_path=None, stories=20, max_new_tokens=400, temperature=0.8,
-             top_k=None, min_p=None, seed=0, output=None, which="newest"):
+             top_k=None, min_p=None, seed=0, output=None, which="newest", beside=()):
     """How good is a checkpoint? → a dict, printed as a table beside the same figures of the validation stories, which
-    people wrote. output: a path for the figures as JSON, stories included; a picture goes beside it.
+    people wrote. output: a path for the figures as JSON, stories included; a picture goes beside it. beside: such JSON
+    files of other checkpoints, to stand in the same table and picture.
 
     val_loss (nats per token over the whole validation set), perplexity (its exponential), bits_per_byte (the loss per
     byte of text: comparable between tokenizers), `measure_stories` of fresh stories, and `measure_obedience` on titles
@@ -2115,35 +2120,37 @@ def evaluate(checkpoint=DEFAULT_CHECKPOINTS, data_path=None, stories=20, max_new
                "val_loss": val_loss, "perplexity": math.exp(val_loss),
                "bits_per_byte": val_loss * (len(corpus.val_ids) - 1) / math.log(2) / len(val_text.encode()),
                **measure_stories(told, training_text), **obeyed}
-    by_people = measure_stories(people, training_text)
-    print(f"{'':24}{'told':>20}{'by people':>12}")
-    for name, value in figures.items():
-        shown = [f"{one:.3f}" if isinstance(one, float) else str(one) for one in (value, by_people.get(name, ""))]
-        print(f"{name:24}{shown[0]:>20}{shown[1]:>12}")
+    peers = {Path(path).stem: json.loads(Path(path).read_text(encoding="utf-8")) for path in beside}
+    table = {"told": figures, **peers, "by people": measure_stories(people, training_text)}
+    print(f"{'':24}" + "".join(f"{column:>20}" for column in table))
+    for name in figures:
+        values = (column.get(name, "") for column in table.values())
+        print(f"{name:24}" + "".join(f"{one:20.3f}" if isinstance(one, float) else f"{one:>20}" for one in values))
     if output:
-        text = json.dumps({**figures, "by_people": by_people, "told": told}, indent=1, ensure_ascii=False)
+        text = json.dumps({**figures, "by_people": table["by people"], "told": told}, indent=1, ensure_ascii=False)
         Path(output).write_text(text, encoding="utf-8")
-        draw_figures(figures, by_people).savefig(Path(output).with_suffix(".png"), dpi=110)
+        draw_figures(table).savefig(Path(output).with_suffix(".png"), dpi=110)
     return figures
 
 
-def draw_figures(figures, by_people):
-    """The figures of `evaluate` that are shares of 1, beside people's → a matplotlib Figure."""
+def draw_figures(table):
+    """The figures of `evaluate` that are shares of 1: column → its figures → a matplotlib Figure."""
     shares = {"end by themselves": "ended", "have a title": "titled", "distinct titles": "distinct_titles",
               "distinct openings": "distinct_openings", "repeated 4-grams, median": "repeated_4grams_median",
               "repeated 4-grams, worst": "repeated_4grams_worst", "verbatim 8-grams": "verbatim_8grams",
               "first name's last place": "names_last"}
-    (figure, axes), places = clear_axes(8, 4.4), np.arange(len(shares))
-    for one, label, color, shift in ((figures, "told", "tab:blue", -0.2), (by_people, "by people", "tab:gray", 0.2)):
+    (figure, axes), places, height = clear_axes(8, 2.8 + 0.8 * len(table)), np.arange(len(shares)), 0.8 / len(table)
+    for i, (column, one) in enumerate(table.items()):
         values = [one[name] / (one["stories"] if name.startswith("distinct") else 1) for name in shares.values()]
-        bars = axes.barh(places + shift, values, 0.38, color=color, label=label)
+        color = "tab:gray" if column == "by people" else f"C{i}"
+        bars = axes.barh(places + (i - (len(table) - 1) / 2) * height, values, 0.95 * height, color=color, label=column)
         axes.bar_label(bars, [f"{value:.3f}" for value in values], padding=3, color="gray", size=8)
     axes.set_yticks(places, shares, color="gray")
     axes.invert_yaxis()
     axes.set_xlim(0, 1.12)
-    axes.set_title(f"{figures['stories']} stories; {figures['bits_per_byte']:.3f} bits per byte, validation loss "
-                   f"{figures['val_loss']:.3f}", color="gray", size=10, loc="left")
-    axes.legend(labelcolor="gray", frameon=False)
+    losses = (f"{column} {one['bits_per_byte']:.3f}" for column, one in table.items() if "bits_per_byte" in one)
+    axes.set_xlabel(f"bits per byte: {', '.join(losses)}", color="gray")
+    figure.legend(loc="outside upper center", ncols=len(table), labelcolor="gray", frameon=False)
     return figure
 
 
@@ -2509,6 +2516,7 @@ def main(arguments=None):
     judge.add_argument("--checkpoint", default=str(DEFAULT_CHECKPOINTS), help="as above")
     judge.add_argument("--data-path")
     judge.add_argument("--output", help="where to write the figures as JSON")
+    judge.add_argument("--beside", nargs="+", default=(), help="figures of other checkpoints, to compare with")
     for name, kind in (numbers | {"stories": int}).items():
         judge.add_argument("--" + name, type=kind, default=argparse.SUPPRESS)
     given = vars(parser.parse_args(arguments))

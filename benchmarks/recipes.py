@@ -1,7 +1,7 @@
 """What does each part of the recipe bring? From the original's recipe upward, one change at a time.
 
     python benchmarks/recipes.py --corpus fairytales.txt               every rung that has no result yet
-    python benchmarks/recipes.py --corpus fairytales.txt --only GPT-2  those whose name holds "GPT-2"
+    python benchmarks/recipes.py --corpus fairytales.txt --only "decay 1"  this rung alone
     python benchmarks/recipes.py --show                                the table of what has been measured
 
 Each rung: 4 layers x 128, context 128, batch 8, the same stories (the file's first, up to --tokens GPT-2 tokens, and
@@ -29,8 +29,9 @@ import golpo_utils as golpo  # noqa: E402
 RESULTS = HERE / "recipes.json"
 VALIDATION_TOKENS = 60_000
 SIZE = dict(context_length=128, emb_dim=128, n_heads=4, n_layers=4, qkv_bias=False)
-ORIGINAL = dict(vocab_size=50261, tie_embeddings=False, init_std=None, drop_rate=0.1, learning_rate=4e-4, warmup=0.0,
-                final_learning_rate=1.0, grad_clip=0.0, beta2=0.999, weight_decay=0.1, decay_all=True, story_windows=False)
+OF_THE_LADDER = ("config", "num_epochs", "batch_size")      # the same on all rungs
+ORIGINAL = {name: value for name, value in golpo.PRESETS["original"].items() if name not in OF_THE_LADDER}
+ORIGINAL |= dict(vocab_size=50261, tie_embeddings=False, init_std=None, drop_rate=0.1)
 SCHEDULE = dict(learning_rate=1e-3, warmup=0.05, final_learning_rate=0.1, grad_clip=1.0, beta2=0.95)
 
 
@@ -48,16 +49,23 @@ def rungs():
     peak = change("+ peak 4e-3", schedule, learning_rate=4e-3)
     decay = change("+ decay on matrices only", peak, decay_all=False)
     stories = change("+ windows that begin at stories", decay, story_windows=True)
-    whole = change("with all of GPT-2's vocabulary again", stories, vocab_size=50261)
-    change("all of the vocabulary, dropout 0.2", whole, drop_rate=0.2)
-    change("and Hugging Face's GPT-2, the same settings", stories, vocab_size=50261, peer=True)
-    change("dropout 0", stories, drop_rate=0.0)
-    change("dropout 0.2", stories, drop_rate=0.2)
-    change("decay 1", stories, weight_decay=1.0)
-    change("decay 3", stories, weight_decay=3.0)
-    change("down to a rate of 0", stories, final_learning_rate=0.0)
-    change("averaged weights (EMA, 0.998)", stories, average=0.998)
-    change("12 passes", stories, num_epochs=12)
+    change("with all of GPT-2's vocabulary again", stories, vocab_size=50261)
+    base = change("with a vocabulary of 16,384", stories, vocab_size=16384)
+    change("and Hugging Face's GPT-2, the same settings", base, peer=True)
+    change("dropout 0", base, drop_rate=0.0)
+    change("dropout 0.2", base, drop_rate=0.2)
+    change("dropout 0.3", base, drop_rate=0.3)
+    change("decay 0.3", base, weight_decay=0.3)
+    change("decay 1", base, weight_decay=1.0)
+    change("decay 3", base, weight_decay=3.0)
+    change("peak 2e-3", base, learning_rate=2e-3)
+    change("peak 8e-3", base, learning_rate=8e-3)
+    change("down to a rate of 0", base, final_learning_rate=0.0)
+    change("averaged weights (EMA, 0.998)", base, average=0.998)
+    change("windows side by side", base, story_windows=False)
+    change("a head of its own", base, tie_embeddings=False)
+    change("3 passes", base, num_epochs=3)
+    change("12 passes", base, num_epochs=12)
     return ladder
 
 
@@ -167,14 +175,14 @@ def main():
     parser.add_argument("--tokens", type=int, default=300_000, help="GPT-2 tokens to train on")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", default="", help="only rungs whose name holds this")
+    parser.add_argument("--only", default="", help="the name of one rung")
     parser.add_argument("--show", action="store_true", help="print the results and stop")
     parser.add_argument("--results", default=RESULTS, type=Path)
     options = parser.parse_args()
     results = json.loads(options.results.read_text()) if options.results.exists() else []
     done = {(one["rung"], one["seed"]) for one in results}
     for name, recipe in rungs().items():
-        if not options.show and options.only in name and (name, options.seed) not in done:
+        if not options.show and options.only in ("", name) and (name, options.seed) not in done:
             with tempfile.TemporaryDirectory() as folder:
                 results.append(climb(name, recipe, options, Path(folder)))
             options.results.write_text(json.dumps(results, indent=1) + "\n")

@@ -162,15 +162,32 @@ def test_the_command_line_trains_resumes_tells_and_measures(settings, tmp_path):
     figures = tmp_path / "figures.json"
     run_command("evaluate", "--checkpoint", settings["checkpoint_dir"], "--stories", 3, "--max-new-tokens", 30, "--output", figures)
     assert json.loads(figures.read_text())["stories"] == 3
+    beside = run_command("evaluate", "--checkpoint", settings["checkpoint_dir"], "--stories", 2, "--max-new-tokens", 9, "--beside", figures)
+    assert beside.stdout.split("\n")[0].split() == ["told", "figures", "by", "people"]
     wrong = run_command("generate", "--checkpoint", tmp_path / "nowhere")
     assert wrong.returncode == 1 and "Traceback" not in wrong.stderr and "nowhere" in wrong.stderr
 
 
-def test_decay_on_everything_is_adamw_as_it_comes():
-    model = golpo.GPTModel(CONFIG)
-    groups = golpo.make_optimizer(model, golpo.make_settings({"config": CONFIG, "weight_decay": 0.3, "decay_all": True})).param_groups
-    assert {group["weight_decay"] for group in groups} == {0.3}
-    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+def test_the_preset_original_trains_as_the_original_wrote_it(settings, corpus_file):
+    """PyTorch's own initialisation, an untied head, AdamW over all parameters at one constant rate, windows side by side; no clipping."""
+    config = {**golpo.PRESETS["original"]["config"], **CONFIG}
+    golpo.start_fresh_training(**{**golpo.PRESETS["original"], **settings, "config": config}, max_steps=12)
+    ids = golpo.load_corpus(corpus_file, golpo.get_tokenizer(300), 0.1, settings["seed"]).train_ids.long()
+    torch.manual_seed(settings["seed"])
+    model = golpo.GPTModel(config)
+    assert model.tok_emb.weight.std() > 0.9 and model.out_head.weight is not model.tok_emb.weight         # nn.Embedding's N(0, 1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0004, weight_decay=0.1)
+    windows = range(0, len(ids) - 16, 16)
+    steps_per_epoch = math.ceil(len(windows) / 8)
+    for step in range(12):
+        epoch, position = divmod(step, steps_per_epoch)
+        chosen = np.random.default_rng([settings["seed"], epoch]).permutation(len(windows))[position * 8:position * 8 + 8]
+        rows = torch.stack([ids[windows[i]:windows[i] + 17] for i in chosen])
+        optimizer.zero_grad()
+        F.cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten()).backward()
+        optimizer.step()
+    for name, tensor in weights_after(settings["checkpoint_dir"]).items():
+        torch.testing.assert_close(tensor, model.state_dict()[name], atol=2e-6, rtol=1e-4, msg=name)
 
 
 def test_windows_side_by_side_are_those_of_a_plain_cut(settings, monkeypatch):
