@@ -1178,24 +1178,29 @@ def load_checkpoint(model, checkpoint_path, optimizer=None, *, checkpoint=None):
     return {key: value for key, value in checkpoint.items() if key not in ("model_state_dict", "optimizer_state_dict")}
 
 
-def read_export(folder):
-    """What `export_hf` wrote → a dict: the model, its config, and the facts that went with them."""
+def read_hf(folder):
+    """A folder in Hugging Face's format for GPT-2, from `export_hf` or elsewhere → a dict: the model, its config, and
+    the facts that went with them. Raises CheckpointError for another model, or none."""
     try:
-        facts = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))["golpo_kothok"]
-        model = load_gpt2_weights(GPTModel(facts["config"]), Path(folder, "model.safetensors"))
+        theirs = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
+        facts = theirs.get("golpo_kothok", {})
+        config = facts.get("config") or dict(
+            vocab_size=theirs["vocab_size"], context_length=theirs["n_positions"], emb_dim=theirs["n_embd"],
+            n_heads=theirs["n_head"], n_layers=theirs["n_layer"], drop_rate=theirs["resid_pdrop"], qkv_bias=True)
+        model = load_gpt2_weights(GPTModel(config), Path(folder, "model.safetensors"))
     except (KeyError, OSError, ValueError) as error:
-        raise CheckpointError(f"{str(folder)!r} holds no storyteller that `export_hf` wrote ({error!r})") from None
-    return {"model": model, "global_step": 0, "tokens_seen": 0, "val_losses": [], **facts}
+        raise CheckpointError(f"{str(folder)!r} holds no GPT-2 in Hugging Face's format ({error!r})") from None
+    return {"global_step": 0, "tokens_seen": 0, "val_losses": [], **facts, "config": config, "model": model}
 
 
 def load_storyteller(source=DEFAULT_CHECKPOINTS, device="cpu", which="newest", staging=None, *, quantize=False):
-    """A model ready to tell → (model, tokenizer, about). source: a checkpoint file, a folder that `export_hf` wrote
-    (such as VOICE, the one in the box), or a folder of checkpoints, of which `newest_checkpoint` picks one. about: the
-    rest of the checkpoint, and its "path". An original checkpoint, which has no config, is taken for GPT_CONFIG_124M.
+    """A model ready to tell → (model, tokenizer, about). source: a checkpoint file, a folder with a GPT-2 in Hugging
+    Face's format (such as VOICE, the one in the box), or a folder of checkpoints, of which `newest_checkpoint` picks
+    one. about: the rest of the checkpoint, and its "path". The original's, without config, are a GPT_CONFIG_124M.
     quantize: weights in int8, faster on a CPU (`to_int8`). Raises FileNotFoundError if there is none."""
     path = Path(source)
     if (path / "config.json").is_file():
-        about = read_export(path)
+        about = read_hf(path)
         model = about.pop("model")
     else:
         if not path.is_file():

@@ -13,11 +13,13 @@ benchmarks/recipes.json.
 import argparse
 import json
 import math
+import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -32,17 +34,18 @@ SIZE = dict(context_length=128, emb_dim=128, n_heads=4, n_layers=4, qkv_bias=Fal
 OF_THE_LADDER = ("config", "num_epochs", "batch_size")      # the same on all rungs
 ORIGINAL = {name: value for name, value in golpo.PRESETS["original"].items() if name not in OF_THE_LADDER}
 ORIGINAL |= dict(vocab_size=50261, tie_embeddings=False, init_std=None, drop_rate=0.1)
+FIRST = "the original's recipe"
 SCHEDULE = dict(learning_rate=1e-3, warmup=0.05, final_learning_rate=0.1, grad_clip=1.0, beta2=0.95)
 
 
 def rungs():
-    """Name → the recipe: the rung's base with one change."""
-    ladder = {"the original's recipe": ORIGINAL}
+    """Name → the rung that it stands on, and its recipe: that one's with a change."""
+    ladder = {FIRST: ("", ORIGINAL)}
 
     def change(name, base, **what):
-        ladder[name] = {**ladder[base], **what}
+        ladder[name] = base, {**ladder[base][1], **what}
         return name
-    cut = change("+ vocabulary cut to 4,096", "the original's recipe", vocab_size=4096)
+    cut = change("+ vocabulary cut to 4,096", FIRST, vocab_size=4096)
     init = change("+ GPT-2's initialisation", cut, init_std=0.02)
     tied = change("+ head tied to the embedding", init, tie_embeddings=True)
     schedule = change("+ warm-up, cosine, clipping, beta2 0.95, peak 1e-3", tied, **SCHEDULE)
@@ -60,9 +63,13 @@ def rungs():
     change("decay 3", base, weight_decay=3.0)
     change("peak 2e-3", base, learning_rate=2e-3)
     change("peak 8e-3", base, learning_rate=8e-3)
+    change("beta2 0.99", base, beta2=0.99)
+    change("beta2 0.999", base, beta2=0.999)
+    change("initialisation 0.05", base, init_std=0.05)
     change("down to a rate of 0", base, final_learning_rate=0.0)
     change("averaged weights (EMA, 0.998)", base, average=0.998)
     change("windows side by side", base, story_windows=False)
+    change("windows shifted at each pass", base, shift=True)
     change("a head of its own", base, tie_embeddings=False)
     change("3 passes", base, num_epochs=3)
     change("12 passes", base, num_epochs=12)
@@ -87,11 +94,19 @@ class HuggingFace(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100)
 
 
-class AveragedTraining(golpo.Training):
-    """Training whose validation loss is that of an exponential moving average of the weights."""
-    average = 0.0
+class Trial(golpo.Training):
+    """Training with what was tried and is not in golpo_utils.py. average: the validation loss is that of an exponential
+    moving average of the weights. shift: at each pass, windows that do not begin a story are moved by another stretch."""
+    average, shift = 0.0, False
 
     def step(self):
+        epoch, position = divmod(self.state.global_step, self.steps_per_epoch)
+        if self.shift and position == 0:
+            if epoch == 0:
+                self.unmoved = self.train_set.starts
+                self.begins = np.isin(self.unmoved, golpo.story_bounds(self.train_set.ids, self.start_id))
+            back = np.random.default_rng([self.settings.seed, epoch]).integers(self.context) if epoch else 0
+            self.train_set.starts = np.where(self.begins, self.unmoved, self.unmoved - back)
         super().step()
         if not self.average:
             return
@@ -132,7 +147,7 @@ def ids_of(path, tokenizer):
 def climb(name, recipe, options, folder):
     """Train one rung → its figures."""
     recipe = {"num_epochs": options.epochs, **recipe}
-    golpo.Training, AveragedTraining.average = AveragedTraining, recipe.pop("average", 0.0)
+    golpo.Training, Trial.average, Trial.shift = Trial, recipe.pop("average", 0.0), recipe.pop("shift", False)
     model_keys = {"vocab_size", "tie_embeddings", "init_std", "drop_rate"}
     config = SIZE | {key: recipe.pop(key) for key in model_keys & recipe.keys()}
     make = HuggingFace if recipe.pop("peer", False) else golpo.GPTModel
@@ -160,13 +175,26 @@ def climb(name, recipe, options, folder):
 
 
 def show(results):
-    first = {one["seed"]: one["best"] for one in results if one["rung"] == "the original's recipe"}
-    print(f"{'':58}{'seed':>5}{'best':>8}{'final':>8}{'training':>10}{'bits/byte':>11}{'below original':>16}{'titles':>8}{'repeated':>10}{'verbatim':>10}{'minutes':>9}")
+    """The results as a Markdown table, a row a rung: means over its seeds, and differences on the same seeds."""
+    found = {}
     for one in results:
-        gain = f"{first[one['seed']] - one['best']:.3f}" if one["seed"] in first else ""
-        print(f"{one['rung']:58}{one['seed']:5}{one['best']:8.3f}{one['final']:8.3f}{one['final_training']:10.3f}"
-              f"{one['bits_per_byte']:11.3f}{gain:>16}{one['stories']['distinct_titles']:8}"
-              f"{one['stories']['repeated_4grams_median']:10.3f}{one['stories']['verbatim_8grams']:10.1%}{one['seconds'] / 60:9.1f}")
+        found.setdefault(one["rung"], {})[one["seed"]] = one
+
+    def below(other, own):
+        """By how much the best loss is below another rung's, on the seeds that both have."""
+        pairs = [found[other][seed]["best"] - one["best"] for seed, one in own.items() if seed in found.get(other, ())]
+        spread = f" ({min(pairs):+.3f} to {max(pairs):+.3f})" if len(pairs) > 1 else ""
+        return f"{statistics.mean(pairs):+.3f}{spread}" if pairs else ""
+    print("| rung | on top of | seeds | best | final | training | bits per byte | below the original's | below the rung it is on top of "
+          "| titled | distinct titles | repeated 4-grams, median | verbatim 8-grams | names last |\n" + "| --- " * 14 + "|")
+    for name, (base, _) in rungs().items():
+        if own := found.get(name):
+            best, final, training, bits = (statistics.mean(one[key] for one in own.values())
+                                           for key in ("best", "final", "final_training", "bits_per_byte"))
+            told = {key: statistics.mean(one["stories"][key] for one in own.values()) for key in next(iter(own.values()))["stories"]}
+            print(f"| {name} | {base} | {len(own)} | {best:.3f} | {final:.3f} | {training:.3f} | {bits:.3f} | {below(FIRST, own)} | "
+                  f"{below(base, own)} | {told['titled']:.0%} | {told['distinct_titles']:.3g} | {told['repeated_4grams_median']:.3f} | "
+                  f"{told['verbatim_8grams']:.1%} | {told['names_last']:.2f} |")
 
 
 def main():
@@ -181,7 +209,7 @@ def main():
     options = parser.parse_args()
     results = json.loads(options.results.read_text()) if options.results.exists() else []
     done = {(one["rung"], one["seed"]) for one in results}
-    for name, recipe in rungs().items():
+    for name, (_, recipe) in rungs().items():
         if not options.show and options.only in ("", name) and (name, options.seed) not in done:
             with tempfile.TemporaryDirectory() as folder:
                 results.append(climb(name, recipe, options, Path(folder)))

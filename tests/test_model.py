@@ -201,9 +201,18 @@ def test_an_export_in_half_precision_is_read_back_with_its_facts(tmp_path):
     assert about["global_step"] == 7 and about["path"] == tmp_path / "half" and back.tok_emb.weight.dtype == torch.float32
 
 
-def test_a_foreign_export_is_refused_with_a_sentence(tmp_path):
-    tiny_gpt2().save_pretrained(tmp_path / "theirs")
-    with pytest.raises(golpo.CheckpointError, match="holds no storyteller that `export_hf` wrote"):
+def test_a_folder_of_hugging_faces_own_is_read(tmp_path):
+    theirs, ids = tiny_gpt2(), torch.randint(0, 97, (2, 24))
+    theirs.save_pretrained(tmp_path / "theirs")
+    model, tokenizer, about = golpo.load_storyteller(tmp_path / "theirs")
+    torch.testing.assert_close(model(ids), theirs(ids).logits, rtol=0, atol=1e-4)
+    assert about["val_losses"] == [] and model.config == {**TINY, "context_length": 24} and tokenizer.n_vocab >= 97
+
+
+def test_a_folder_of_another_model_is_refused_with_a_sentence(tmp_path):
+    config = transformers.BertConfig(vocab_size=97, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    transformers.BertModel(config).save_pretrained(tmp_path / "theirs")
+    with pytest.raises(golpo.CheckpointError, match="theirs.* holds no GPT-2 in Hugging Face's format"):
         golpo.load_storyteller(tmp_path / "theirs")
 
 
