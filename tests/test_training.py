@@ -190,6 +190,26 @@ def test_the_preset_original_trains_as_the_original_wrote_it(settings, corpus_fi
         torch.testing.assert_close(tensor, model.state_dict()[name], atol=2e-6, rtol=1e-4, msg=name)
 
 
+def test_a_checkpoint_of_the_original_is_trained_on_at_its_own_rate(settings, capsys):
+    """What the original wrote: no config, an untied head, masks, a step that counts from 0, and an optimizer of its own."""
+    config = {**CONFIG, "tie_embeddings": False}
+    torch.manual_seed(1)
+    model = golpo.GPTModel(config)
+    masks = {f"trf_blocks.{n}.att.mask": torch.ones(16, 16).triu(1) for n in range(CONFIG["n_layers"])}
+    settings["checkpoint_dir"].mkdir()
+    torch.save({"epoch": 0, "global_step": 4, "model_state_dict": model.state_dict() | masks,
+                "optimizer_state_dict": torch.optim.AdamW(model.parameters()).state_dict(), "train_losses": [5.0],
+                "val_losses": [5.5], "track_tokens_seen": [640], "tokens_seen": 640}, settings["checkpoint_dir"] / "theirs.pth")
+    given = {name: value for name, value in settings.items() if name not in ("checkpoint_dir", "num_epochs", "batch_size")}
+    with pytest.warns(UserWarning, match="no marker"):
+        _, val_losses, seen = golpo.resume_training_from_checkpoint(settings["checkpoint_dir"], "theirs.pth", **{
+            **given, "config": config, "max_steps": 60})
+    assert "Going on from theirs.pth, step 5." in capsys.readouterr().out
+    assert val_losses[0] == 5.5 and val_losses[-1] < val_losses[1] and seen[0] == 640
+    lines = (settings["checkpoint_dir"] / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) > 1 and {json.loads(line)["learning_rate"] for line in lines} == {0.0004}
+
+
 def test_windows_side_by_side_are_those_of_a_plain_cut(settings, monkeypatch):
     seen, backward = [], golpo.Training.backward
 
