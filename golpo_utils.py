@@ -947,6 +947,10 @@ class GPTDataset(torch.utils.data.Dataset):
         bounds = story_bounds(self.ids, start_id)
         starts = np.concatenate([np.arange(begin, end, stride) for begin, end in itertools.pairwise(bounds)])
         self.starts = starts[starts <= last] if len(bounds) == 2 else np.unique(np.minimum(starts, last))
+        # A story's last window reaches beyond it; by so much all but its first may move back (in the last story, none).
+        story = np.searchsorted(bounds, self.starts, side="right")
+        begins, ends = np.take(bounds, story - 1), np.take(bounds, story)
+        self.slack = np.where((self.starts > begins) & (story < story[-1]), -(ends - begins) % stride, 0)
 
     def __len__(self):
         return len(self.starts)
@@ -955,9 +959,11 @@ class GPTDataset(torch.utils.data.Dataset):
         inputs, targets = self.batch([i])
         return inputs[0], targets[0]
 
-    def batch(self, windows):
-        """Several windows at once: (b,) indices → inputs and targets, LongTensors (b, max_length)."""
-        positions = self.starts[windows][:, None] + np.arange(self.max_length + 1)              # (b, max_length + 1)
+    def batch(self, windows, moved=0.0):
+        """Several windows at once: (b,) indices → inputs and targets, LongTensors (b, max_length). moved: by which share
+        of its slack, 0..1, each begins earlier, all of its story still covered."""
+        starts = self.starts[windows] - (moved * self.slack[windows]).astype(int)
+        positions = starts[:, None] + np.arange(self.max_length + 1)                            # (b, max_length + 1)
         ids = self.ids[torch.from_numpy(positions).to(self.ids.device)].long()
         return ids[:, :-1], ids[:, 1:]
 
@@ -1346,7 +1352,7 @@ PRESETS = {
     # The original project's recipe: to go on from its checkpoints, and to be measured against (benchmarks/recipes.py).
     "original": dict(config={**GPT_CONFIG_124M, "tie_embeddings": False, "init_std": None}, num_epochs=12, batch_size=8,
                      learning_rate=4e-4, warmup=0.0, final_learning_rate=1.0, weight_decay=0.1, decay_all=True,
-                     beta2=0.999, grad_clip=0.0, story_windows=False),
+                     beta2=0.999, grad_clip=0.0, story_windows=False, moving_windows=False),
     "350M": dict(config=GPT_CONFIG_350M, num_epochs=4, batch_size=32, learning_rate=3e-4),
     # What GPT-2 knows is soon overwritten: a low rate, few passes; `frozen_layers` keeps more of it.
     "gpt2": dict(config=GPT_CONFIG_GPT2, start_from="openai-community/gpt2", num_epochs=2, batch_size=16,
@@ -1380,6 +1386,7 @@ class Settings:
     sample_tokens: int = 200                   # length of the story told after each epoch; 0: none
     max_steps: int | None = None               # pause (and save) after this step of the schedule
     story_windows: bool = True                 # windows begin anew at each story; else side by side through the text
+    moving_windows: bool = True                # and those that don't begin a story lie elsewhere in each pass
     seed: int = 123
     device: str = "auto"                       # "cuda", "cpu"
     precision: str = "auto"                    # "bf16", "fp16", "fp32"
@@ -1465,6 +1472,11 @@ def learning_rate_at(step, total_steps, settings):
 def epoch_order(seed, epoch, windows):
     """In which order an epoch visits the windows: a pure function of (seed, epoch)."""
     return np.random.default_rng([seed, epoch]).permutation(windows)
+
+
+def epoch_shift(seed, epoch):
+    """By which share of their slack an epoch moves the windows, 0..1: no pass cuts the stories where another did."""
+    return np.random.default_rng([seed, epoch, 1]).random() if epoch else 0.0
 
 
 def make_optimizer(model, settings):
@@ -1630,11 +1642,12 @@ class Training:
     def backward(self, number, windows):
         """Add up the gradients of this process's share of the windows; return its part of their mean loss."""
         share, total = windows[self.rank::self.world], 0
+        moved = epoch_shift(self.settings.seed, number // self.steps_per_epoch) if self.settings.moving_windows else 0.0
         weight = self.world / len(windows) if len(share) else 0.0   # DDP averages gradients over the processes
         share = share if len(share) else windows[:1]                # without one of its own: go through the motions
         for start in range(0, len(share), self.micro_batch_size):
             part = share[start:start + self.micro_batch_size]
-            inputs, targets = (ids.to(self.device) for ids in self.train_set.batch(part))           # (b, t) each
+            inputs, targets = (ids.to(self.device) for ids in self.train_set.batch(part, moved))    # (b, t) each
             # Dropout's random numbers depend on the step alone, not on what happened before it.
             seed = np.random.SeedSequence([self.settings.seed, number, self.rank, start])
             torch.manual_seed(int(seed.generate_state(1, np.uint64)[0]))

@@ -19,7 +19,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -53,8 +52,9 @@ def rungs():
     decay = change("+ decay on matrices only", peak, decay_all=False)
     stories = change("+ windows that begin at stories", decay, story_windows=True)
     whole = change("with all of GPT-2's vocabulary again", stories, vocab_size=50261)
-    change("all of the vocabulary, down to a rate of 0", whole, final_learning_rate=0.0)
-    change("all of the vocabulary, peak 2e-3, down to a rate of 0", whole, learning_rate=2e-3, final_learning_rate=0.0)
+    change("all of the vocabulary, windows moved at each pass", whole, moving_windows=True)
+    change("all of the vocabulary, windows moved, averaged weights", whole, moving_windows=True, average=0.998)
+    change("all of the vocabulary, windows moved, dropout 0", whole, moving_windows=True, drop_rate=0.0)
     base = change("with a vocabulary of 16,384", stories, vocab_size=16384)
     change("and Hugging Face's GPT-2, the same settings", base, peer=True)
     change("dropout 0", base, drop_rate=0.0)
@@ -65,13 +65,12 @@ def rungs():
     change("decay 3", base, weight_decay=3.0)
     change("peak 2e-3", base, learning_rate=2e-3)
     change("peak 8e-3", base, learning_rate=8e-3)
-    change("beta2 0.99", base, beta2=0.99)
     change("beta2 0.999", base, beta2=0.999)
     change("initialisation 0.05", base, init_std=0.05)
     change("down to a rate of 0", base, final_learning_rate=0.0)
     change("averaged weights (EMA, 0.998)", base, average=0.998)
     change("windows side by side", base, story_windows=False)
-    change("windows shifted at each pass", base, shift=True)
+    change("windows moved at each pass", base, moving_windows=True)
     change("a head of its own", base, tie_embeddings=False)
     change("3 passes", base, num_epochs=3)
     change("12 passes", base, num_epochs=12)
@@ -96,19 +95,11 @@ class HuggingFace(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100)
 
 
-class Trial(golpo.Training):
-    """Training with what was tried and is not in golpo_utils.py. average: the validation loss is that of an exponential
-    moving average of the weights. shift: at each pass, windows that do not begin a story are moved by another stretch."""
-    average, shift = 0.0, False
+class AveragedTraining(golpo.Training):
+    """Training whose validation loss is that of an exponential moving average of the weights."""
+    average = 0.0
 
     def step(self):
-        epoch, position = divmod(self.state.global_step, self.steps_per_epoch)
-        if self.shift and position == 0:
-            if epoch == 0:
-                self.unmoved = self.train_set.starts
-                self.begins = np.isin(self.unmoved, golpo.story_bounds(self.train_set.ids, self.start_id))
-            back = np.random.default_rng([self.settings.seed, epoch]).integers(self.context) if epoch else 0
-            self.train_set.starts = np.where(self.begins, self.unmoved, self.unmoved - back)
         super().step()
         if not self.average:
             return
@@ -149,7 +140,7 @@ def ids_of(path, tokenizer):
 def climb(name, recipe, options, folder):
     """Train one rung → its figures."""
     recipe = {"num_epochs": options.epochs, **recipe}
-    golpo.Training, Trial.average, Trial.shift = Trial, recipe.pop("average", 0.0), recipe.pop("shift", False)
+    golpo.Training, AveragedTraining.average = AveragedTraining, recipe.pop("average", 0.0)
     model_keys = {"vocab_size", "tie_embeddings", "init_std", "drop_rate"}
     config = SIZE | {key: recipe.pop(key) for key in model_keys & recipe.keys()}
     make = HuggingFace if recipe.pop("peer", False) else golpo.GPTModel

@@ -151,9 +151,9 @@ def test_how_often_one_evaluates_changes_nothing(corpus, tmp_path, uninterrupted
 def test_every_window_once_an_epoch_over_five_interruptions(corpus, tmp_path, monkeypatch, epoch, record_figure):
     seen, original = [], golpo.GPTDataset.batch
 
-    def batch(self, windows):
+    def batch(self, windows, moved):
         seen.extend(int(window) for window in windows)
-        return original(self, windows)
+        return original(self, windows, moved)
 
     monkeypatch.setattr(golpo.GPTDataset, "batch", batch)
     for stop in (5, 20, epoch, 50, 2 * epoch + 20, None):

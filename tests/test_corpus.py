@@ -9,6 +9,7 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -194,6 +195,27 @@ def test_windows_side_by_side_predict_every_token_once():
         ids = torch.arange(160 + extra)
         predicted = torch.cat([target for _, target in golpo.GPTDataset(ids, None, 16, 16)]).tolist()
         assert predicted == list(range(1, 1 + len(predicted))) and len(ids) - 1 - len(predicted) < 16
+
+
+def test_windows_that_move_still_cover_every_token_of_every_story():
+    """Hundreds of small corpora, by a naive count: each token that can be predicted is, the first window of a story
+    stays where it is, and most of the others do move."""
+    rng, moved, still = np.random.default_rng(0), 0, 0
+    for _ in range(300):
+        lengths = rng.integers(1, 60, size=rng.integers(2, 7))
+        ids = torch.tensor([token for length in lengths for token in (1, *[9] * int(length))])
+        if len(ids) <= 16:
+            continue
+        dataset = golpo.GPTDataset(ids, None, 16, 16, start_id=1)
+        dataset.ids = torch.arange(len(ids))                        # now a window says where it lies
+        for share in (0.0, 0.4, 0.99):
+            inputs, targets = dataset.batch(np.arange(len(dataset)), share)
+            assert set(targets.flatten().tolist()) == set(range(1, len(ids))) and torch.equal(targets, inputs + 1)
+            begins = ids[dataset.starts] == 1
+            assert torch.equal(inputs[:, 0][begins], torch.from_numpy(dataset.starts)[begins])
+            moves = inputs[:, 0] != torch.from_numpy(dataset.starts)
+            moved, still = moved + int(moves.sum()) * (share > 0.9), still + int((~begins & ~moves).sum()) * (share > 0.9)
+    assert moved > still > 0
 
 
 def test_a_window_that_does_not_fit_is_refused():

@@ -38,7 +38,7 @@ def weights_after(folder):
 
 def test_a_training_equals_a_plain_pytorch_loop(settings, corpus_file):
     """Same windows, counted off here, same rates and groups, but torch's own cross-entropy, AdamW and clipping, unscaled and in one piece."""
-    golpo.start_fresh_training(**settings, max_steps=12)
+    golpo.start_fresh_training(**settings, max_steps=40)
     one = golpo.make_settings(settings)
     ids = golpo.load_corpus(corpus_file, golpo.get_tokenizer(300), one.validation_fraction, one.seed).train_ids.long()
     torch.manual_seed(one.seed)
@@ -48,18 +48,21 @@ def test_a_training_equals_a_plain_pytorch_loop(settings, corpus_file):
     optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": one.weight_decay}, {"params": others, "weight_decay": 0}],
                                   betas=(0.9, one.beta2))
     start = golpo.get_tokenizer(300).encode_single_token("<|start|>")
-    windows, begin = set(), 0
-    for position, token in enumerate(ids.tolist()):
-        begin = position if token == start else begin
-        if (position - begin) % 16 == 0:                       # every 16 tokens, counted from the story's start
-            windows.add(min(position, len(ids) - 17))
-    windows = sorted(windows)
+    begins = [position for position, token in enumerate(ids.tolist()) if token == start]
+    windows = {}                                               # where it begins → by how much it may begin earlier
+    for begin, end in zip(begins, [*begins[1:], len(ids)]):
+        own = range(begin, end, 16)                            # every 16 tokens, counted from the story's start
+        beyond = own[-1] + 16 - end if end < len(ids) else 0   # the last story has nothing behind it
+        windows |= {min(window, len(ids) - 17): beyond * (window > begin) for window in own}
+    windows = sorted(windows.items())
     steps_per_epoch = math.ceil(len(windows) / 8)
     warmup = max(1, round(one.warmup * 2 * steps_per_epoch))
-    for step in range(12):
+    assert steps_per_epoch < 40
+    for step in range(40):
         epoch, position = divmod(step, steps_per_epoch)
         chosen = np.random.default_rng([7, epoch]).permutation(len(windows))[position * 8:position * 8 + 8]
-        rows = torch.stack([ids[windows[i]:windows[i] + 17] for i in chosen])
+        share = np.random.default_rng([7, epoch, 1]).random() if epoch else 0
+        rows = torch.stack([ids[(at := windows[i][0] - int(share * windows[i][1])):at + 17] for i in chosen])
         progress = (step - warmup) / (2 * steps_per_epoch - warmup)
         share = (step + 1) / warmup if step < warmup else 0.1 + 0.9 * (1 + math.cos(math.pi * progress)) / 2
         for group in optimizer.param_groups:
