@@ -396,8 +396,9 @@ class NextTokenLoss(torch.autograd.Function):
 
 
 class Int8Linear(nn.Module):
-    """A Linear layer to tell with: weights in int8, each row with a scale of its own, inputs rounded to 7 bits as they
-    come (PyTorch's dynamic quantization). (…, d_in) → (…, d_out), on the CPU, without gradients."""
+    """A Linear layer to tell with: weights in int8, each row with a scale of its own, inputs rounded to 8 bits as they
+    come (PyTorch's dynamic quantization), or to 7 where the processor lacks VNNI and its sums of 8-bit products would
+    overflow. (…, d_in) → (…, d_out), on the CPU, without gradients."""
 
     def __init__(self, layer):
         super().__init__()
@@ -408,9 +409,10 @@ class Int8Linear(nn.Module):
             zeros = torch.zeros_like(scales, dtype=torch.long)
             rounded = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
             self.packed = torch.ops.quantized.linear_prepack(rounded, bias)
+        self.seven_bits = not getattr(torch.cpu, "_is_vnni_supported", bool)()
 
     def forward(self, x):
-        return torch.ops.quantized.linear_dynamic(x, self.packed, True)
+        return torch.ops.quantized.linear_dynamic(x, self.packed, self.seven_bits)
 
 
 def to_int8(model):
