@@ -26,8 +26,8 @@ golpo.show_training("../gpt_checkpoints")
 """
 
 
-def tell(page, opening=""):
-    page.get_by_placeholder("Once upon a time").fill(opening)
+def tell(page, title=""):
+    page.get_by_placeholder("or none").fill(title)
     press(page, "Tell")
     wait_for(lambda: "tokens/s" in story(page) and page.get_by_text("telling …").count() == 0)
     page.wait_for_timeout(500)
@@ -57,7 +57,7 @@ def main(checkpoints=DOCS.parent / "gpt_checkpoints"):
             page.locator(".golpo").screenshot(path=DOCS / "studio-light.png")
             page.goto(f"{address}?theme=dark")
             press(page, "2")
-            tell(page, opening="Once upon a time, in a house by the sea,")
+            tell(page, title="The Ghost in the Mill")
             page.locator(".golpo").screenshot(path=DOCS / "studio-dark.png")
         with serving(sys.executable, project, Path(folder), "voila", "notebooks/page.ipynb") as address:
             page.goto(address)
