@@ -2124,6 +2124,10 @@ def evaluate(checkpoint=DEFAULT_CHECKPOINTS, data_path=None, stories=20, max_new
     val_loss (nats per token over the whole validation set), perplexity (its exponential), bits_per_byte (the loss per
     byte of text: comparable between tokenizers), `measure_stories` of fresh stories, and `measure_obedience` on titles
     of the validation set. The split is the checkpoint's own; data_path defaults to its corpus."""
+    peers = {Path(path).stem: json.loads(Path(path).read_text(encoding="utf-8")) for path in beside}
+    for name, one in peers.items():
+        if "by_people" not in one:
+            raise ValueError(f"{name!r} holds no figures of a checkpoint; give a JSON file that `evaluate` wrote (output)")
     model, tokenizer, about = load_storyteller(checkpoint, pick_device(), which)
     saved = about.get("settings") or {}
     data_path = data_path or saved.get("data_path", DEFAULT_CORPUS)
@@ -2140,7 +2144,6 @@ def evaluate(checkpoint=DEFAULT_CHECKPOINTS, data_path=None, stories=20, max_new
                "val_loss": val_loss, "perplexity": math.exp(val_loss),
                "bits_per_byte": val_loss * (len(corpus.val_ids) - 1) / math.log(2) / len(val_text.encode()),
                **measure_stories(told, training_text), **obeyed}
-    peers = {Path(path).stem: json.loads(Path(path).read_text(encoding="utf-8")) for path in beside}
     table = {"told": figures, **peers, "by people": measure_stories(people, training_text)}
     print(f"{'':24}" + "".join(f"{column:>20}" for column in table))
     for name in figures:

@@ -1,8 +1,8 @@
 """What does each part of the recipe bring? From the original's recipe upward, one change at a time.
 
-    python benchmarks/recipes.py --corpus fairytales.txt               every rung that has no result yet
+    python benchmarks/recipes.py --corpus fairytales.txt                   every rung that has no result yet
     python benchmarks/recipes.py --corpus fairytales.txt --only "decay 1"  this rung alone
-    python benchmarks/recipes.py --show                                the table of what has been measured
+    python benchmarks/recipes.py --show                                    the table of what has been measured
 
 Each rung: 4 layers x 128, context 128, batch 8, the same stories (the file's first, up to --tokens GPT-2 tokens, and
 sixty thousand tokens of further ones to validate on), the same number of passes, --seed. Losses are in nats per GPT-2
@@ -195,7 +195,7 @@ def main():
     parser.add_argument("--tokens", type=int, default=300_000, help="GPT-2 tokens to train on")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", default="", help="the name of one rung")
+    parser.add_argument("--only", default="", choices=["", *rungs()], metavar="NAME", help="one rung alone")
     parser.add_argument("--show", action="store_true", help="print the results and stop")
     parser.add_argument("--results", default=RESULTS, type=Path)
     options = parser.parse_args()

@@ -169,6 +169,20 @@ def test_an_int8_layer_is_pytorchs_own_dynamic_quantization(bias):
     twin = torch.nn.Sequential(torch.nn.Linear(64, 48, bias=bias))
     twin[0].load_state_dict(layer.state_dict())
     twin = quantize_dynamic(twin, {torch.nn.Linear: per_channel_dynamic_qconfig})
-    ours = golpo.Int8Linear(layer)(x)
-    torch.testing.assert_close(ours, layer(x), atol=0.05, rtol=0)
-    torch.testing.assert_close(ours, twin(x), atol=0.02, rtol=0)         # it spreads a row's scale a little differently
+    ours = golpo.Int8Linear(layer)
+    ours.seven_bits = True                                              # as PyTorch's own layer, on any processor
+    torch.testing.assert_close(ours(x), layer(x), atol=0.05, rtol=0)
+    torch.testing.assert_close(ours(x), twin(x), atol=0.02, rtol=0)      # it spreads a row's scale a little differently
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_int8_layer_rounds_inputs_to_eight_bits_where_the_processor_can():
+    if not torch.cpu._is_vnni_supported():
+        pytest.skip("this processor has no VNNI, so inputs are rounded to 7 bits")
+    torch.manual_seed(4)
+    layer, x = golpo.Linear(640, 48), 3 * torch.randn(16, 640)
+    ours = golpo.Int8Linear(layer)
+    weight, bias = torch.ops.quantized.linear_unpack(ours.packed)
+    rounded = torch.quantize_per_tensor_dynamic(x, torch.quint8, False).dequantize()
+    torch.testing.assert_close(ours(x), F.linear(rounded, weight.dequantize(), bias), atol=1e-3, rtol=0)
+    assert len(torch.quantize_per_tensor_dynamic(x, torch.quint8, False).int_repr().unique()) > 128

@@ -167,6 +167,9 @@ def test_the_command_line_trains_resumes_tells_and_measures(settings, tmp_path):
     assert json.loads(figures.read_text())["stories"] == 3
     beside = run_command("evaluate", "--checkpoint", settings["checkpoint_dir"], "--stories", 2, "--max-new-tokens", 9, "--beside", figures)
     assert beside.stdout.split("\n")[0].split() == ["told", "figures", "by", "people"]
+    (tmp_path / "other.json").write_text("{}")
+    wrong = run_command("evaluate", "--checkpoint", settings["checkpoint_dir"], "--beside", tmp_path / "other.json")
+    assert wrong.returncode == 1 and "Traceback" not in wrong.stderr and "'other' holds no figures" in wrong.stderr
     wrong = run_command("generate", "--checkpoint", tmp_path / "nowhere")
     assert wrong.returncode == 1 and "Traceback" not in wrong.stderr and "nowhere" in wrong.stderr
 
