@@ -64,9 +64,9 @@ def test_a_training_equals_a_plain_pytorch_loop(settings, corpus_file):
         share = np.random.default_rng([7, epoch, 1]).random() if epoch else 0
         rows = torch.stack([ids[(at := windows[i][0] - int(share * windows[i][1])):at + 17] for i in chosen])
         progress = (step - warmup) / (2 * steps_per_epoch - warmup)
-        share = (step + 1) / warmup if step < warmup else 0.1 + 0.9 * (1 + math.cos(math.pi * progress)) / 2
+        rate = (step + 1) / warmup if step < warmup else 0.1 + 0.9 * (1 + math.cos(math.pi * progress)) / 2
         for group in optimizer.param_groups:
-            group["lr"] = one.learning_rate * share
+            group["lr"] = one.learning_rate * rate
         optimizer.zero_grad()
         F.cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), one.grad_clip)
