@@ -1245,15 +1245,14 @@ class CheckpointKeeper:
         self.at_rest.set()
 
     def __enter__(self):
+        from filelock import FileLock, Timeout
         self.place.mkdir(parents=True, exist_ok=True)
-        self.lock = open(self.place / ".lock", "a")
-        with contextlib.suppress(ImportError):                  # Windows has no such lock
-            import fcntl
-            try:
-                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)       # it ends with the process, however
-            except OSError:
-                raise CheckpointError(f"another training is writing to {str(self.folder)!r}; stop it, "
-                                      f"or choose another checkpoint_dir") from None
+        self.lock = FileLock(self.place / ".lock")              # it ends with the process, however
+        try:
+            self.lock.acquire(timeout=0)
+        except Timeout:
+            raise CheckpointError(f"another training is writing to {str(self.folder)!r}; stop it, "
+                                  f"or choose another checkpoint_dir") from None
         if not (self.place / METRICS).exists():
             with contextlib.suppress(OSError):
                 shutil.copyfile(self.folder / METRICS, self.place / METRICS)
@@ -1264,7 +1263,7 @@ class CheckpointKeeper:
             self.bring_home()
         if not self.at_rest.wait(self.patience):
             print(f"Warning: {str(self.folder)!r} is slow, and a copy goes on; step {self.step} lies in {self.place}.")
-        self.lock.close()
+        self.lock.release()
 
     def check_room(self, model):
         """Raise OSError unless the folders can be written and have room for two slots and the best."""
@@ -1354,11 +1353,11 @@ PRESETS = {
     # The original project's recipe: to go on from its checkpoints, and to be measured against (benchmarks/recipes.py).
     "original": dict(config={**GPT_CONFIG_124M, "tie_embeddings": False, "init_std": None}, num_epochs=12, batch_size=8,
                      learning_rate=4e-4, warmup=0.0, final_learning_rate=1.0, weight_decay=0.1, decay_all=True,
-                     beta2=0.999, grad_clip=0.0, story_windows=False, moving_windows=False),
+                     optimizer="adamw", beta2=0.999, grad_clip=0.0, story_windows=False, moving_windows=False),
     "350M": dict(config=GPT_CONFIG_350M, num_epochs=4, batch_size=32, learning_rate=3e-4),
     # What GPT-2 knows is soon overwritten: a low rate, few passes; `frozen_layers` keeps more of it.
     "gpt2": dict(config=GPT_CONFIG_GPT2, start_from="openai-community/gpt2", num_epochs=2, batch_size=16,
-                 learning_rate=1e-4),
+                 learning_rate=1e-4, optimizer="adamw"),
 }
 
 
@@ -1377,6 +1376,7 @@ class Settings:
     learning_rate: float = 1e-3                # its peak
     warmup: float = 0.05                       # share of the steps in which it rises to the peak
     final_learning_rate: float = 0.1           # what the cosine ends at, as a share of the peak; 1: a constant rate
+    optimizer: str = "muon"                    # "adamw"; see `make_optimizer`
     weight_decay: float = 0.1                  # on matrices only
     decay_all: bool = False                    # also on biases, norms and embeddings
     beta2: float = 0.95                        # how long AdamW remembers squared gradients
@@ -1403,7 +1403,7 @@ class Settings:
                  "sample_tokens", "frozen_layers")
         shares = ("warmup", "final_learning_rate", "beta2", "validation_fraction")
         choices = {"device": ("auto", "cuda", "cpu"), "precision": ("auto", "bf16", "fp16", "fp32"),
-                   "compile": ("auto", "on", "off")}
+                   "compile": ("auto", "on", "off"), "optimizer": ("muon", "adamw")}
         for name, value in vars(self).items():
             if name in choices and value not in choices[name]:
                 raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(choices[name])}")
@@ -1481,14 +1481,57 @@ def epoch_shift(seed, epoch):
     return np.random.default_rng([seed, epoch, 1]).random() if epoch else 0.0
 
 
+class Muon(torch.optim.AdamW):
+    """AdamW (Loshchilov and Hutter, 2019), but for `matrices` Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon):
+    the averaged gradient is turned into the nearest orthogonal matrix, so that they learn in all directions and not in the
+    loudest alone, and made as long as AdamW's step would be (Liu et al., arXiv 2502.16982). Their rate and decay are those
+    of the first group."""
+
+    def __init__(self, groups, matrices, **options):
+        super().__init__(groups, **options)
+        self.matrices = matrices
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        rate, decay, by_shape = self.param_groups[0]["lr"], self.param_groups[0]["weight_decay"], defaultdict(list)
+        for p in self.matrices:
+            if p.grad is not None:                              # those that are frozen have none
+                by_shape[p.shape].append(p)
+                self.state[p] = self.state[p] or {"average": torch.zeros_like(p), "step": torch.zeros(())}
+        for (r, c), same in by_shape.items():
+            good = 1 - getattr(self, "found_inf", torch.zeros(1)).to(same[0].device)  # 0: the gradient scaler wants no step
+            gradients = torch.stack([p.grad for p in same]).nan_to_num(0.0, 0.0, 0.0)                   # (n, r, c)
+            averages = torch.stack([self.state[p]["average"] for p in same]).lerp(gradients, 0.05 * good)
+            updates = orthogonal(gradients.lerp(averages, 0.95)) * (good * rate * 0.2 * math.sqrt(max(r, c)))
+            for p, average, update in zip(same, averages, updates):
+                self.state[p]["average"].copy_(average)
+                p.mul_(1 - good * rate * decay).sub_(update)
+                p.grad = None                                   # so AdamW passes it over
+        return super().step(closure)
+
+
+def orthogonal(matrices):
+    """(n, r, c) → the same with all singular values near 1, by five steps of Newton and Schulz (Jordan et al., 2024)."""
+    x = matrices.mT if matrices.shape[-2] > matrices.shape[-1] else matrices
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(5):
+        a = x @ x.mT
+        x = 3.4445 * x + (2.0315 * a @ a - 4.775 * a) @ x
+    return x if x.shape == matrices.shape else x.mT
+
+
 def make_optimizer(model, settings):
-    """AdamW (Loshchilov and Hutter, 2019). Matrices decay; biases, norms and embeddings only if `decay_all`."""
+    """`Muon` for the matrices of the blocks and AdamW for the rest, or AdamW for all, as settings.optimizer says.
+    Matrices decay; biases, norms and embeddings only if `decay_all`."""
     embeddings = {id(model.tok_emb.weight), id(model.pos_emb.weight)}
     matrices = [p for p in model.parameters() if p.dim() > 1 and id(p) not in embeddings]
     others = [p for p in model.parameters() if p.dim() <= 1 or id(p) in embeddings]
     decays = settings.weight_decay, settings.weight_decay * settings.decay_all
     groups = [{"params": params, "weight_decay": decay} for params, decay in zip((matrices, others), decays)]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, settings.beta2), fused=True)
+    options = dict(lr=settings.learning_rate, betas=(0.9, settings.beta2), fused=True)
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, **options)
+    return Muon(groups, [p for p in model.trf_blocks.parameters() if p.dim() > 1], **options)
 
 
 @dataclass
@@ -1599,8 +1642,11 @@ class Training:
         if settings.compile == "on" or (settings.compile == "auto" and new_gpu and self.total_steps > 1000):
             self.run = torch.compile(self.run)
 
+    def mixed_precision(self):
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
     def step(self):
-        """Train on the next windows: gradients, clipping, AdamW."""
+        """Train on the next windows: gradients, clipping, optimizer."""
         number, settings = self.state.global_step, self.settings
         epoch, position = divmod(number, self.steps_per_epoch)
         order = epoch_order(settings.seed, epoch, len(self.train_set))
@@ -1611,7 +1657,8 @@ class Training:
         loss = self.backward_within_memory(number, windows)
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), settings.grad_clip or math.inf)
-        self.scaler.step(self.optimizer)
+        with self.mixed_precision():                            # for Muon's products
+            self.scaler.step(self.optimizer)
         self.scaler.update(None if self.dtype == torch.float16 else 1.0)
         self.optimizer.zero_grad()
         finite = torch.isfinite(norm)
@@ -1655,7 +1702,7 @@ class Training:
             torch.manual_seed(int(seed.generate_state(1, np.uint64)[0]))
             more = self.world > 1 and start + self.micro_batch_size < len(share)
             with self.run.no_sync() if more else contextlib.nullcontext():
-                with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                with self.mixed_precision():
                     loss = self.run(inputs, targets) * (len(part) * weight)
                 self.scaler.scale(loss).backward()
             total = total + loss.detach() / self.world
@@ -1920,7 +1967,8 @@ def resume_training_from_checkpoint(checkpoint_dir=None, checkpoint_file=None, *
     if found is None:
         raise FileNotFoundError(f"there is no checkpoint in {str(folder)!r} to resume from; call start_fresh_training")
     checkpoint = read_checkpoint(found[0])
-    base = checkpoint.get("settings") or PRESETS["original"]
+    # What a checkpoint of an earlier version does not name was so then.
+    base = {"optimizer": "adamw", "moving_windows": False, **(checkpoint.get("settings") or PRESETS["original"])}
     given = {"checkpoint_dir": str(folder), "staging_dir": None, "max_steps": None, **settings}
     return run_training(make_settings(given, base), checkpoint, found[0])
 
@@ -1935,7 +1983,7 @@ def train_or_resume(fresh=False, **settings):
 
 def refuse_changes(settings, corpus, tokenizer, checkpoint, name):
     """Raise CheckpointError that names what differs between a checkpoint and what is to go on from it."""
-    now = {**{key: getattr(settings, key) for key in ("config", "batch_size", "seed", "validation_fraction")},
+    now = {**{key: getattr(settings, key) for key in ("config", "batch_size", "seed", "validation_fraction", "optimizer")},
            "corpus": corpus.fingerprint, "tokenizer": tokenizer.name}
     before = (checkpoint.get("settings") or {}) | {name: checkpoint.get(name) for name in ("corpus", "tokenizer")}
     for key, value in now.items():
@@ -1992,7 +2040,8 @@ def run_training(settings, checkpoint=None, path=None):
         corpus = load_corpus(settings.data_path, tokenizer, settings.validation_fraction, settings.seed)
         if checkpoint is not None:
             refuse_changes(settings, corpus, tokenizer, checkpoint, path.name)
-            state = resume_state(model, optimizer, checkpoint, path.name)
+            same = (checkpoint.get("settings") or {}).get("optimizer", "adamw") == settings.optimizer
+            state = resume_state(model, optimizer if same else None, checkpoint, path.name)
         if rank == 0:
             if checkpoint is not None:
                 keeper.go_on_after(path)
@@ -2009,15 +2058,16 @@ def run_training(settings, checkpoint=None, path=None):
 
 
 def resume_state(model, optimizer, checkpoint, name):
-    """Restore model, optimizer and random numbers from a checkpoint; return its TrainingState."""
+    """Restore model, optimizer (if it is not None) and random numbers from a checkpoint; return its TrainingState."""
+    optimizer = optimizer if "state" in checkpoint else None
+    load_checkpoint(model, name, optimizer, checkpoint=checkpoint)
+    if optimizer is None:
+        print(f"The optimizer of {name} was another one; its averages begin anew.")
     if "state" in checkpoint:
-        load_checkpoint(model, name, optimizer, checkpoint=checkpoint)
         torch.set_rng_state(torch.tensor(checkpoint["random_states"]["torch"], dtype=torch.uint8))
         return TrainingState(**checkpoint["state"])
-    load_checkpoint(model, name, checkpoint=checkpoint)
-    print(f"{name} comes from the original program: its optimizer's averages begin anew.")
     histories = (list(checkpoint[key]) for key in ("train_losses", "val_losses", "track_tokens_seen"))
-    return TrainingState(checkpoint["global_step"] + 1, checkpoint["tokens_seen"], *histories)  # it counts from 0
+    return TrainingState(checkpoint["global_step"] + 1, checkpoint["tokens_seen"], *histories)   # the original's, from 0
 
 
 # ---- Measuring stories ---------------------------------------------------------------------------

@@ -71,8 +71,11 @@ def rungs():
     change("windows side by side", base, story_windows=False)
     change("windows moved at each pass", base, moving_windows=True)
     change("a head of its own", base, tie_embeddings=False)
+    muon = change("matrices by Muon", base, optimizer="muon")
     change("3 passes", base, num_epochs=3)
     change("12 passes", base, num_epochs=12)
+    change("Muon, windows moved at each pass", muon, moving_windows=True)
+    change("Muon, all of the vocabulary, windows moved", whole, optimizer="muon", moving_windows=True)
     return ladder
 
 

@@ -248,8 +248,9 @@ def check(stories):
 
 def as_file(stories):
     """Write the stories in the format that the model is trained on."""
-    form = "<|start|>\n<|title|>{}</|title|>\n\n{}\n<|end|>\n"
-    return "\n".join(form.format(title, text) for _, title, _, text in stories)
+    titled, untitled = "<|start|>\n<|title|>{}</|title|>\n\n{}\n<|end|>\n", "<|start|>\n{1}\n<|end|>\n"
+    forms = (untitled if i % UNTITLED == 0 else titled for i in range(len(stories)))
+    return "\n".join(form.format(title, text) for form, (_, title, _, text) in zip(forms, stories))
 
 
 # ---------------------------------------------------------------------------
@@ -259,6 +260,7 @@ def as_file(stories):
 MIN_WORDS, MAX_WORDS = 80, 143
 MAX_SAME_TITLE = 16
 NAMED = 0.9  # how often a "he" or "she" gives way to the name
+UNTITLED = 12  # one story in so many stands without its title, as when a reader gives nothing but the first words
 
 
 def people(she, he):

@@ -337,3 +337,14 @@ def test_a_file_on_drive_is_copied_to_local_disk(tmp_path):
     later = local.stat().st_mtime + 10
     os.utime(on_drive, (later, later))
     assert golpo.fetch_corpus(on_drive, tmp_path / "data").read_text() == story(3) + story(4)
+
+
+def test_the_corpus_in_the_box_is_what_its_grammar_makes(tmp_path):
+    """Byte for byte; most stories titled, some without, so that a model also learns to begin with a person's words."""
+    made = tmp_path / "made.txt"
+    subprocess.run([sys.executable, ROOT / "data" / "make_training_data.py", "--output", made], check=True, capture_output=True)
+    assert made.read_bytes() == golpo.DEFAULT_CORPUS.read_bytes()
+    stories = list(golpo.read_stories(made))
+    untitled = [text for text in stories if golpo.split_story(text)[0] is None]
+    assert len(set(stories)) == len(stories) and 0.05 < len(untitled) / len(stories) < 0.1
+    assert not any(golpo.TITLE in text for text in untitled)

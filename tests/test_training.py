@@ -38,6 +38,7 @@ def weights_after(folder):
 
 def test_a_training_equals_a_plain_pytorch_loop(settings, corpus_file):
     """Same windows, counted off here, same rates and groups, but torch's own cross-entropy, AdamW and clipping, unscaled and in one piece."""
+    settings["optimizer"] = "adamw"
     golpo.start_fresh_training(**settings, max_steps=40)
     one = golpo.make_settings(settings)
     ids = golpo.load_corpus(corpus_file, golpo.get_tokenizer(300), one.validation_fraction, one.seed).train_ids.long()
@@ -73,6 +74,58 @@ def test_a_training_equals_a_plain_pytorch_loop(settings, corpus_file):
         optimizer.step()
     for name, tensor in weights_after(settings["checkpoint_dir"]).items():
         torch.testing.assert_close(tensor, model.state_dict()[name], atol=2e-6, rtol=1e-4, msg=name)
+
+
+def test_muon_is_torchs(settings):
+    """torch.optim.Muon for the matrices of the blocks (it rounds to bf16 on its way), torch's AdamW for the rest."""
+    torch.manual_seed(0)
+    ours, theirs = golpo.GPTModel({**CONFIG, "n_layers": 2}), golpo.GPTModel({**CONFIG, "n_layers": 2})
+    theirs.load_state_dict(ours.state_dict())
+    matrices = [p for p in theirs.trf_blocks.parameters() if p.dim() == 2]
+    others = [p for p in theirs.parameters() if not any(p is matrix for matrix in matrices)]
+    optimizers = (golpo.make_optimizer(ours, golpo.make_settings({**settings, "learning_rate": 1e-2, "weight_decay": 5.0})),
+                  torch.optim.Muon(matrices, lr=1e-2, weight_decay=5.0, adjust_lr_fn="match_rms_adamw"),
+                  torch.optim.AdamW(others, lr=1e-2, weight_decay=0, betas=(0.9, 0.95)))
+    before = ours.state_dict() | {name: tensor.clone() for name, tensor in ours.state_dict().items()}
+    for _ in range(5):
+        ids = torch.randint(0, 300, (4, 17))
+        for model in (ours, theirs):
+            model(ids[:, :-1], ids[:, 1:]).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        ours.zero_grad()
+        theirs.zero_grad()
+    for (name, mine), other in zip(ours.state_dict().items(), theirs.state_dict().values()):
+        moved = (mine - before[name]).norm()
+        assert moved > 0.01 and (mine - other).norm() < 0.05 * moved, name
+
+
+@pytest.mark.parametrize("shape", [(3, 24, 40), (2, 40, 24)])
+def test_the_orthogonal_matrix_is_the_nearest(shape):
+    """Against the singular value decomposition: the same directions, and all values drawn to about 1."""
+    matrices = torch.randn(shape, dtype=torch.float64)
+    u, _, vh = torch.linalg.svd(matrices, full_matrices=False)
+    stretched = u.mT @ golpo.orthogonal(matrices) @ vh.mT                  # diagonal, if the directions are the same
+    values = stretched.diagonal(dim1=-2, dim2=-1)
+    torch.testing.assert_close(stretched, torch.diag_embed(values), atol=1e-9, rtol=0)
+    assert values.min() > 0.5 and values.max() < 1.3
+
+
+def test_a_step_that_the_gradient_scaler_refuses_changes_nothing():
+    """fp16's way: gradients with an infinity in them are skipped, by Muon as by AdamW, and spoil no average."""
+    model = golpo.GPTModel(CONFIG)
+    optimizer = golpo.make_optimizer(model, golpo.make_settings({"config": CONFIG}))
+    scaler, ids = torch.amp.GradScaler("cpu", init_scale=4.0), torch.randint(0, 300, (4, 17))
+    for spoil in (False, True):
+        scaler.scale(model(ids[:, :-1], ids[:, 1:])).backward()
+        if spoil:
+            model.trf_blocks[0].att.W_key.weight.grad[0, 0] = math.inf
+            before = [tensor.clone() for tensor in (*model.parameters(), *optimizer.state_dict()["state"][0].values())]
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+    after = [*model.parameters(), *optimizer.state_dict()["state"][0].values()]
+    assert all(torch.equal(old, new) for old, new in zip(before, after)) and scaler.get_scale() == 2.0
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(settings, tmp_path):
