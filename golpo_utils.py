@@ -2,6 +2,7 @@
 
 Its rooms, each using only those above it: configuration · building blocks · the model · text and tokens ·
 generation · corpus · checkpoints · training · measuring stories · notebook pages · storage · command line.
+The first five are a whole GPT, the next three teach it and keep what it learned; the others are its face to people.
 Shapes in comments: b stories in a batch, t tokens, d embedding size, h heads, v vocabulary.
 """
 
@@ -1349,7 +1350,7 @@ PRESETS = {
     "laptop": dict(config=GPT_CONFIG_LAPTOP, num_epochs=5, batch_size=4, learning_rate=2.5e-3,
                    validation_fraction=0.05, evals_per_epoch=3),
     "t4": dict(config=GPT_CONFIG_T4, num_epochs=8, batch_size=32, learning_rate=1e-3),
-    "124M": dict(config=GPT_CONFIG_124M, num_epochs=12, batch_size=8, learning_rate=4e-4),
+    "124M": dict(config=GPT_CONFIG_124M, num_epochs=12, batch_size=16, learning_rate=4e-4),
     # The original project's recipe: to go on from its checkpoints, and to be measured against (benchmarks/recipes.py).
     "original": dict(config={**GPT_CONFIG_124M, "tie_embeddings": False, "init_std": None}, num_epochs=12, batch_size=8,
                      learning_rate=4e-4, warmup=0.0, final_learning_rate=1.0, weight_decay=0.1, decay_all=True,

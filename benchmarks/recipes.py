@@ -74,7 +74,8 @@ def rungs():
     muon = change("matrices by Muon", base, optimizer="muon")
     change("3 passes", base, num_epochs=3)
     change("12 passes", base, num_epochs=12)
-    change("Muon, windows moved at each pass", muon, moving_windows=True)
+    moved = change("Muon, windows moved at each pass", muon, moving_windows=True)
+    change("Muon, windows moved, dropout 0.2", moved, drop_rate=0.2)
     change("Muon, all of the vocabulary, windows moved", whole, optimizer="muon", moving_windows=True)
     return ladder
 

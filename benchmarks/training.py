@@ -80,11 +80,11 @@ def by_hand(options, fused_blocks, sliced_loss=False, dtype=FP32, fused_optimize
     return step
 
 
-def ours(options, precision, compile="off"):
-    """`Training.step`, as `train` runs it: batches cut from the corpus, schedule, clipping and all."""
+def ours(options, precision, compile="off", optimizer="adamw"):
+    """`Training.step`, as `train` runs it: batches cut from the corpus, schedule, clipping and all; the peers' optimizer."""
     config = config_of(options)
     settings = golpo.Settings(config=config, batch_size=options.batch, precision=precision, compile=compile,
-                              device=options.device, checkpoint_dir=tempfile.gettempdir())
+                              optimizer=optimizer, device=options.device, checkpoint_dir=tempfile.gettempdir())
     ids = torch.randint(0, VOCABULARY, (options.batch * options.context * 100,))
     model = golpo.GPTModel(config).to(options.device)
     training = golpo.Training(model, golpo.make_optimizer(model, settings), golpo.Corpus(ids, ids, 0, 0, "", []),
@@ -129,6 +129,7 @@ def contenders(options):
              "5 + fused optimizer": (half, lambda: by_hand(options, True, True, half, True)),
              "6 `train` itself, all of these": (half, lambda: ours(options, name)),
              "7 + compiled": (half, lambda: ours(options, name, "on")),
+             "8 `train` with Muon for AdamW": (half, lambda: ours(options, name, optimizer="muon")),
              "ours, fp32": (FP32, lambda: ours(options, "fp32")),
              "Hugging Face, fp32": (FP32, lambda: hugging_face(options, FP32)),
              f"Hugging Face, {name}": (half, lambda: hugging_face(options, half)),

@@ -177,7 +177,7 @@ def test_a_signal_saves_at_the_next_step(corpus, tmp_path, after_step, uninterru
 
 
 @pytest.mark.parametrize("name, value", [("config", {**CONFIG, "drop_rate": 0.1}), ("batch_size", 5), ("seed", 5),
-                                         ("data_path", None)])
+                                         ("data_path", None), ("optimizer", "adamw")])
 def test_what_changed_is_refused_by_name_or_accepted(corpus, tmp_path, name, value):
     if name == "data_path":
         value = tmp_path / "other.txt"
@@ -775,7 +775,11 @@ def test_a_version_1_checkpoint_loads_and_trains_on(tmp_path, capsys):
     assert bits(model.state_dict()) == bits(raw["model_state_dict"]) and about["val_losses"] == raw["val_losses"]
     golpo.resume_training_from_checkpoint(tmp_path, "checkpoint_v1.pt", data_path=tmp_path / "checkpoint_v1.txt",
                                           max_steps=None)
-    assert newest(tmp_path)["global_step"] > 6 and "Going on from checkpoint_v1.pt, step 6" in capsys.readouterr().out
+    gone_on, printed = newest(tmp_path), capsys.readouterr().out
+    assert gone_on["global_step"] > 6 and "Going on from checkpoint_v1.pt, step 6" in printed and "anew" not in printed
+    # By the rules of its day: AdamW, whose count of steps goes on, and windows that stay where they are.
+    assert {state["step"].item() for state in gone_on["optimizer_state_dict"]["state"].values()} == {gone_on["global_step"]}
+    assert (gone_on["settings"]["optimizer"], gone_on["settings"]["moving_windows"]) == ("adamw", False)
 
 
 def test_a_later_format_asks_for_a_later_program(two_slots, tmp_path, monkeypatch):
