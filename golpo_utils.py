@@ -59,7 +59,7 @@ GPT_CONFIG_124M = {
 }
 # Two CPU cores train it in minutes. Its vocabulary is GPT-2's first 3,835 merges: with 50,000, nine
 # tenths of a small model's work would go into scoring tokens that hardly ever occur.
-GPT_CONFIG_LAPTOP = dict(vocab_size=4096, context_length=256, emb_dim=256, n_heads=4, n_layers=2,
+GPT_CONFIG_LAPTOP = dict(vocab_size=4096, context_length=288, emb_dim=256, n_heads=4, n_layers=2,
                          drop_rate=0.0, qkv_bias=False)
 # The recommendation for a free Colab T4 and a few million tokens of stories.
 GPT_CONFIG_T4 = dict(vocab_size=50261, context_length=512, emb_dim=512, n_heads=8, n_layers=8,
