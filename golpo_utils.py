@@ -1347,7 +1347,7 @@ class CheckpointKeeper:
 # ---- Training ------------------------------------------------------------------------------------
 
 PRESETS = {
-    "laptop": dict(config=GPT_CONFIG_LAPTOP, num_epochs=3, batch_size=8, learning_rate=3e-3, final_learning_rate=0.05,
+    "laptop": dict(config=GPT_CONFIG_LAPTOP, num_epochs=3, batch_size=6, learning_rate=3e-3, final_learning_rate=0.05,
                    validation_fraction=0.05, evals_per_epoch=3),
     "t4": dict(config=GPT_CONFIG_T4, num_epochs=8, batch_size=32, learning_rate=1e-3),
     "124M": dict(config=GPT_CONFIG_124M, num_epochs=12, batch_size=16, learning_rate=4e-4),
