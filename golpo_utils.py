@@ -59,7 +59,7 @@ GPT_CONFIG_124M = {
 }
 # Two CPU cores train it in minutes. Its vocabulary is GPT-2's first 3,835 merges: with 50,000, nine
 # tenths of a small model's work would go into scoring tokens that hardly ever occur.
-GPT_CONFIG_LAPTOP = dict(vocab_size=4096, context_length=288, emb_dim=256, n_heads=4, n_layers=2,
+GPT_CONFIG_LAPTOP = dict(vocab_size=4096, context_length=272, emb_dim=256, n_heads=4, n_layers=2,
                          drop_rate=0.0, qkv_bias=False)
 # The recommendation for a free Colab T4 and a few million tokens of stories.
 GPT_CONFIG_T4 = dict(vocab_size=50261, context_length=512, emb_dim=512, n_heads=8, n_layers=8,
@@ -1347,8 +1347,8 @@ class CheckpointKeeper:
 # ---- Training ------------------------------------------------------------------------------------
 
 PRESETS = {
-    "laptop": dict(config=GPT_CONFIG_LAPTOP, num_epochs=3, batch_size=6, learning_rate=3e-3, final_learning_rate=0.05,
-                   validation_fraction=0.05, evals_per_epoch=3),
+    "laptop": dict(config=GPT_CONFIG_LAPTOP, num_epochs=3, batch_size=8, learning_rate=3e-3, final_learning_rate=0.05,
+                   validation_fraction=0.05, evals_per_epoch=2),
     "t4": dict(config=GPT_CONFIG_T4, num_epochs=8, batch_size=32, learning_rate=1e-3),
     "124M": dict(config=GPT_CONFIG_124M, num_epochs=12, batch_size=16, learning_rate=4e-4),
     # The original project's recipe: to go on from its checkpoints, and to be measured against (benchmarks/recipes.py).

@@ -5,7 +5,8 @@
 Tells stories from <|start|> with the settings of `train.ipynb` and counts those that end in <|end|>
 within 400 tokens, have a title, keep their hero's name (the names that the corpus gives to heroes:
 exactly one of them stands in the story, in its first paragraph and in its last), and those that
-stand verbatim in the corpus.
+stand verbatim in the corpus. Then as many from opening words alone, without a title: the first
+sentences of stories that the corpus does not hold.
 """
 
 import argparse
@@ -17,7 +18,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(PROJECT), str(PROJECT / "data")]
 
 import golpo_utils as golpo
-from make_training_data import HEROES
+from make_training_data import HEROES, tell_all
 
 HERO = re.compile(r"\b(" + "|".join(hero.name for hero in HEROES) + r")\b")
 
@@ -56,6 +57,14 @@ def main():
           f"{sum(k and golpo.END in t and golpo.TITLE_END in t for k, t in zip(keeping, told))} of {n}")
     print(f"stand verbatim in the corpus          {figures['verbatim_stories']} of {n}")
     print(f"distinct titles                       {figures['distinct_titles']} of {n}")
+    ended = kept = 0
+    for number, (*_, text) in enumerate(tell_all(n, seed=99)):
+        opening = re.match(r'.*?[.!?]"?(?= )', text)[0]
+        pieces = golpo.stream_story(model, tokenizer, opening, temperature=options.temperature, top_k=options.top_k,
+                                    min_p=options.min_p, seed=options.seed + number, stop=())
+        story, end, _ = (opening + "".join(pieces)).partition(golpo.END)
+        ended, kept = ended + bool(end), kept + (bool(end) and keeps_its_hero(story))
+    print(f"from opening words: end by themselves  {ended} of {n}; and keep their hero {kept}")
 
 
 if __name__ == "__main__":
