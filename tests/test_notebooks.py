@@ -1,8 +1,10 @@
 """Both notebooks, run from top to bottom in fresh kernels: as on a laptop, and as on Colab."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import nbformat
@@ -102,3 +104,15 @@ def test_notebooks_are_kept_clean(path):
     assert not any(re.search(r"^\s*(def|class|async def) ", cell.source, re.MULTILINE) for cell in code)
     for before, cell in zip(notebook.cells, notebook.cells[1:]):
         assert cell.cell_type != "code" or before.cell_type == "markdown", f"no words above {cell.source[:40]!r}"
+
+
+def test_what_the_pages_show_and_link_to_is_in_the_repository():
+    """Not only on the disk of the one who wrote them: git must know each picture and file."""
+    if not (PROJECT / ".git").exists():
+        pytest.skip("this copy of the project is no git checkout")
+    known = set(subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, check=True).stdout.splitlines())
+    folders = {str(parent) for file in known for parent in Path(file).parents}
+    for page in ("README.md", "benchmarks/README.md", "docs/scaling.md", "voice/README.md"):
+        links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (PROJECT / page).read_text(encoding="utf-8"))
+        for link in links:
+            assert os.path.normpath(os.path.join(os.path.dirname(page), link)) in known | folders, f"{link} in {page}"
