@@ -1483,10 +1483,10 @@ def epoch_shift(seed, epoch):
 
 
 class Muon(torch.optim.AdamW):
-    """AdamW (Loshchilov and Hutter, 2019), but for `matrices` Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon):
-    the averaged gradient is turned into the nearest orthogonal matrix, so that they learn in all directions and not in the
-    loudest alone, and made as long as AdamW's step would be (Liu et al., arXiv 2502.16982). Their rate and decay are those
-    of the first group."""
+    """AdamW (Loshchilov and Hutter, 2019), but for `matrices` Muon (Jordan et al., 2024,
+    kellerjordan.github.io/posts/muon): the averaged gradient becomes the nearest orthogonal matrix, so that they learn
+    in all directions and not in the loudest alone, and as long as AdamW's step would be (Liu et al., arXiv 2502.16982).
+    Rate and decay: the first group's."""
 
     def __init__(self, groups, matrices, **options):
         super().__init__(groups, **options)
@@ -1500,7 +1500,7 @@ class Muon(torch.optim.AdamW):
                 by_shape[p.shape].append(p)
                 self.state[p] = self.state[p] or {"average": torch.zeros_like(p), "step": torch.zeros(())}
         for (r, c), same in by_shape.items():
-            good = 1 - getattr(self, "found_inf", torch.zeros(1)).to(same[0].device)  # 0: the gradient scaler wants no step
+            good = 1 - getattr(self, "found_inf", torch.zeros(1)).to(same[0].device)    # 0: the scaler wants no step
             gradients = torch.stack([p.grad for p in same]).nan_to_num(0.0, 0.0, 0.0)                   # (n, r, c)
             averages = torch.stack([self.state[p]["average"] for p in same]).lerp(gradients, 0.05 * good)
             updates = orthogonal(gradients.lerp(averages, 0.95)) * (good * rate * 0.2 * math.sqrt(max(r, c)))
@@ -1512,7 +1512,7 @@ class Muon(torch.optim.AdamW):
 
 
 def orthogonal(matrices):
-    """(n, r, c) → the same with all singular values near 1, by five steps of Newton and Schulz (Jordan et al., 2024)."""
+    """(n, r, c) → the same with singular values near 1, by five steps of Newton and Schulz (Jordan et al., 2024)."""
     x = matrices.mT if matrices.shape[-2] > matrices.shape[-1] else matrices
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(5):
@@ -1984,7 +1984,8 @@ def train_or_resume(fresh=False, **settings):
 
 def refuse_changes(settings, corpus, tokenizer, checkpoint, name):
     """Raise CheckpointError that names what differs between a checkpoint and what is to go on from it."""
-    now = {**{key: getattr(settings, key) for key in ("config", "batch_size", "seed", "validation_fraction", "optimizer")},
+    kept = ("config", "batch_size", "seed", "validation_fraction", "optimizer")
+    now = {**{key: getattr(settings, key) for key in kept},
            "corpus": corpus.fingerprint, "tokenizer": tokenizer.name}
     before = (checkpoint.get("settings") or {}) | {name: checkpoint.get(name) for name in ("corpus", "tokenizer")}
     for key, value in now.items():

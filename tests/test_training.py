@@ -128,6 +128,15 @@ def test_a_step_that_the_gradient_scaler_refuses_changes_nothing():
     assert all(torch.equal(old, new) for old, new in zip(before, after)) and scaler.get_scale() == 2.0
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_learns_what_single_precision_does(settings, tmp_path, precision):
+    """The scaler, autocast and Muon together, on the CPU, which computes both."""
+    settings["learning_rate"] = 1e-2
+    _, single, _ = golpo.start_fresh_training(**settings)
+    _, half, _ = golpo.start_fresh_training(**{**settings, "precision": precision, "checkpoint_dir": tmp_path / "half"})
+    assert single[-1] < 0.8 * single[0] and half == pytest.approx(single, rel=0.01)
+
+
 def test_accumulated_gradients_are_those_of_the_whole_batch(settings, tmp_path):
     golpo.start_fresh_training(**settings, max_steps=10)
     small = {**settings, "checkpoint_dir": tmp_path / "small", "micro_batch_size": 3}
