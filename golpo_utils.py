@@ -747,16 +747,19 @@ def story_opening(tokenizer, prompt="", title=None, markers=False, genre=None):
     its genre in the title line, "Ghost story: The Mill"; genre="Ghost story" then asks for one, whose title the model
     thinks of unless `title` is given. With markers=True a prompt's own markers become tokens, and one that begins
     with <|start|> is taken as it stands; otherwise they are ordinary text, which ends and starts nothing."""
+    # GPT-2's tokenizer takes the last of several line breaks by itself where text follows, as it will here.
+    line_break, words = encode("\n", tokenizer), prompt.rstrip("\n")
+    told = encode(words, tokenizer, markers) + line_break * (len(prompt) - len(words))
     if markers and prompt.startswith(START):
-        return encode(prompt, tokenizer)
+        return told
     ids = encode(START + "\n" * bool(title or prompt or genre), tokenizer)
     if genre and not title:
         return ids + encode(TITLE, tokenizer) + encode(f"{genre.strip()}:", tokenizer, markers)
     title = f"{genre.strip()}: {title.strip()}" if genre else title
     if title:
-        ids += [*encode(TITLE, tokenizer), *encode(title.strip(), tokenizer, markers)]
-        ids += encode(TITLE_END + "\n\n", tokenizer)
-    return ids + encode(prompt, tokenizer, markers)
+        ids += encode(TITLE, tokenizer) + encode(title.strip(), tokenizer, markers)
+        ids += encode(TITLE_END, tokenizer) + line_break * 2
+    return ids + told
 
 
 def stream_story(model, tokenizer, prompt="", *, max_new_tokens=400, temperature=0.8, top_k=None, top_p=None,

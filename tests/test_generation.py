@@ -300,3 +300,17 @@ def test_many_stories_from_one_opening_read_it_once(model, monkeypatch):
     together = golpo.generate(model, opening.expand(3, -1), 40, 16, temperature=1.0, seed=3)
     assert shapes[:2] == [(1, 4), (3, 1)] and (3, 8) in shapes     # (3, 8): past the context they are three
     assert torch.equal(together, torch.stack(alone))
+
+
+@pytest.mark.parametrize("size", [4096, 50261, 50257])
+def test_an_opening_has_the_tokens_that_stories_begin_with(size):
+    """A story's first tokens are the same whether the whole is encoded, as for training, or only what a person gives."""
+    tokenizer = golpo.get_tokenizer(size)
+    whole = golpo.encode("<|start|>\n<|title|>The Mill</|title|>\n\nOnce there was a mill.\n\nIt stood still.\n<|end|>", tokenizer)
+    for given in ({"title": "The Mill"}, {"title": "The Mill", "prompt": "Once there was a mill."},
+                  {"title": "The Mill", "prompt": "Once there was a mill.\n\n"},
+                  {"prompt": "<|start|>\n<|title|>The Mill</|title|>\n\n", "markers": True}):
+        opening = golpo.story_opening(tokenizer, **given)
+        assert whole[:len(opening)] == opening, given
+    untitled = golpo.encode("<|start|>\nOnce there was a mill.", tokenizer)
+    assert golpo.story_opening(tokenizer, "Once there was") == untitled[:len(golpo.story_opening(tokenizer, "Once there was"))]
