@@ -1501,6 +1501,7 @@ class Muon(torch.optim.AdamW):
         for p in self.matrices:
             if p.grad is not None:                              # those that are frozen have none
                 by_shape[p.shape].append(p)
+                # AdamW, when it loads a state, looks for a step in each.
                 self.state[p] = self.state[p] or {"average": torch.zeros_like(p), "step": torch.zeros(())}
         for (r, c), same in by_shape.items():
             good = 1 - getattr(self, "found_inf", torch.zeros(1)).to(same[0].device)    # 0: the scaler wants no step
