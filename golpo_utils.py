@@ -2018,6 +2018,8 @@ def process_group():
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    # When one process dies, torchrun ends the others by SIGTERM: not before they have saved, and said why.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         yield torch.distributed.get_rank()
         torch.distributed.barrier()                             # nobody leaves while another still saves

@@ -290,13 +290,18 @@ def test_windows_side_by_side_are_those_of_a_plain_cut(settings, monkeypatch):
 
 
 def test_a_process_that_dies_ends_the_others_with_a_sentence(settings, tmp_path):
-    """Two processes; the second is killed when the first checkpoint lies there; the first says so and torchrun fails."""
+    """Two processes; the second is killed; the first says so, though leaving takes it longer than torchrun waits before it
+    ends the others, and torchrun fails."""
     script = tmp_path / "die.py"
     script.write_text(f"""
-import os, signal, sys
+import os, signal, sys, time
 sys.path.insert(0, {str(PROJECT)!r})
 import golpo_utils as golpo
-step = golpo.Training.step
+step, leave = golpo.Training.step, golpo.CheckpointKeeper.__exit__
+def leaving(*about):
+    time.sleep(2)
+    leave(*about)
+golpo.CheckpointKeeper.__exit__ = leaving
 def dying(self):
     if self.rank == 1 and self.state.global_step == 5:
         os.kill(os.getpid(), signal.SIGKILL)
