@@ -39,7 +39,7 @@ def main():
     parser.add_argument("--min-p", type=float, default=0.1)
     parser.add_argument("--show", action="store_true", help="print the stories too")
     options = parser.parse_args()
-    model, tokenizer, about = golpo.load_storyteller(options.checkpoint)
+    model, tokenizer, about = golpo.load_storyteller(options.checkpoint, golpo.pick_device())
     told = golpo.tell_many(model, tokenizer, options.stories, 400, options.temperature, options.top_k, options.seed,
                            min_p=options.min_p)
     figures = golpo.measure_stories(told, golpo.DEFAULT_CORPUS.read_text(encoding="utf-8"))
@@ -60,10 +60,15 @@ def main():
     ended = kept = 0
     for number, (*_, text) in enumerate(tell_all(n, seed=99)):
         opening = re.match(r'.*?[.!?]"?(?= )', text)[0]
+        story = opening
         pieces = golpo.stream_story(model, tokenizer, opening, temperature=options.temperature, top_k=options.top_k,
-                                    min_p=options.min_p, seed=options.seed + number, stop=())
-        story, end, _ = (opening + "".join(pieces)).partition(golpo.END)
-        ended, kept = ended + bool(end), kept + (bool(end) and keeps_its_hero(story))
+                                    min_p=options.min_p, seed=options.seed + number)
+        try:
+            while True:
+                story += next(pieces)
+        except StopIteration as last:
+            ends = last.value == "end"
+        ended, kept = ended + ends, kept + (ends and keeps_its_hero(story))
     print(f"from opening words: end by themselves  {ended} of {n}; and keep their hero {kept}")
 
 

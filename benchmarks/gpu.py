@@ -58,10 +58,14 @@ def main():
     peers = dict(device=options.device, original=options.original, nanogpt=options.nanogpt, threads=torch.get_num_threads())
     found = {}
 
+    def keep(**part):                                           # at once, should a later part fail
+        found.update(part)
+        (HERE / "gpu.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
     facts, rows, ratios, _ = training.measure(SimpleNamespace(
         **size, **peers, batch=8, rounds=2 if options.tiny else 6, half=torch.bfloat16 if new else torch.float16,
         compiled=not options.tiny, no_memory=True))
-    found["training"] = {**facts, "rows": rows, "ratios": ratios}
+    keep(training={**facts, "rows": rows, "ratios": ratios})
     for row in rows:
         print(f"{row['contender']:36}{row['tokens_per_second']:12,.0f} tokens/s{row['mfu']:8.0%} of the matrix-product ceiling")
     print(*(f"{pair}: {ratio}" for pair, ratio in ratios.items()), sep="\n")
@@ -71,12 +75,11 @@ def main():
     losses = {precision: losses_of(precision, options) for precision in precisions}
     last = {precision: statistics.mean(values[-50:]) for precision, values in losses.items()}
     print(f"mean loss of the last 50 of {options.steps} steps:", {precision: round(value, 4) for precision, value in last.items()})
-    found["losses"] = losses
+    keep(losses=losses)
 
-    found["telling"] = telling.measure(SimpleNamespace(**peers, tokens=8 if options.tiny else 200, long=0, rounds=2))[1]
+    keep(telling=telling.measure(SimpleNamespace(**peers, tokens=8 if options.tiny else 200, long=0, rounds=2))[1])
     for row in found["telling"]:
         print(f"{row['contender']:36}{row['tokens_per_second']:12,.1f} tokens/s")
-    (HERE / "gpu.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

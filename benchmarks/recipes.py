@@ -3,11 +3,12 @@
     python benchmarks/recipes.py --corpus fairytales.txt                   every rung that has no result yet
     python benchmarks/recipes.py --corpus fairytales.txt --only "decay 1"  this rung alone
     python benchmarks/recipes.py --show                                    the table of what has been measured
+    python benchmarks/recipes.py --corpus fairytales.txt --size 124M       a shorter ladder at the original's size (GPU)
 
 Each rung: 4 layers x 128, context 128, batch 8, the same stories (the file's first, up to --tokens GPT-2 tokens, and
 sixty thousand tokens of further ones to validate on), the same number of passes, --seed. Losses are in nats per GPT-2
 token of the validation text, whatever the rung's own vocabulary, so all rungs can be compared. Results are added to
-benchmarks/recipes.json.
+benchmarks/recipes.json, those of the 124M size to benchmarks/recipes_124M.json.
 """
 
 import argparse
@@ -27,9 +28,11 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 import golpo_utils as golpo  # noqa: E402
 
-RESULTS = HERE / "recipes.json"
+RESULTS = {"small": HERE / "recipes.json", "124M": HERE / "recipes_124M.json"}
 VALIDATION_TOKENS = 60_000
-SIZE = dict(context_length=128, emb_dim=128, n_heads=4, n_layers=4, qkv_bias=False)
+SIZES = {"small": dict(context_length=128, emb_dim=128, n_heads=4, n_layers=4, qkv_bias=False),
+         "124M": dict(context_length=512, emb_dim=768, n_heads=12, n_layers=12, qkv_bias=False)}
+TOKENS, PASSES = {"small": 300_000, "124M": 3_400_000}, {"small": 6, "124M": 4}
 OF_THE_LADDER = ("config", "num_epochs", "batch_size")      # the same on all rungs
 ORIGINAL = {name: value for name, value in golpo.PRESETS["original"].items() if name not in OF_THE_LADDER}
 ORIGINAL |= dict(vocab_size=50261, tie_embeddings=False, init_std=None, drop_rate=0.1)
@@ -37,13 +40,20 @@ FIRST = "the original's recipe"
 SCHEDULE = dict(learning_rate=1e-3, warmup=0.05, final_learning_rate=0.1, grad_clip=1.0, beta2=0.95)
 
 
-def rungs():
+def rungs(size="small"):
     """Name → the rung that it stands on, and its recipe: that one's with a change."""
     ladder = {FIRST: ("", ORIGINAL)}
 
     def change(name, base, **what):
         ladder[name] = base, {**ladder[base][1], **what}
         return name
+    if size == "124M":
+        kept = change("what the small ladder kept, at once", FIRST, tie_embeddings=True, init_std=0.02, **SCHEDULE, optimizer="muon",
+                      decay_all=False, story_windows=True, moving_windows=True, batch_size=16)
+        change("dropout 0.2", kept, drop_rate=0.2)
+        change("peak 4e-4", kept, learning_rate=4e-4)
+        change("peak 2e-3, dropout 0.2", kept, learning_rate=2e-3, drop_rate=0.2)
+        return ladder
     cut = change("+ vocabulary cut to 4,096", FIRST, vocab_size=4096)
     init = change("+ GPT-2's initialisation", cut, init_std=0.02)
     tied = change("+ head tied to the embedding", init, tie_embeddings=True)
@@ -142,26 +152,26 @@ def ids_of(path, tokenizer):
 
 def climb(name, recipe, options, folder):
     """Train one rung → its figures."""
-    recipe = {"num_epochs": options.epochs, **recipe}
+    recipe = {"num_epochs": options.epochs or PASSES[options.size], "batch_size": 8, **recipe}
     golpo.Training, AveragedTraining.average = AveragedTraining, recipe.pop("average", 0.0)
     model_keys = {"vocab_size", "tie_embeddings", "init_std", "drop_rate"}
-    config = SIZE | {key: recipe.pop(key) for key in model_keys & recipe.keys()}
+    config = SIZES[options.size] | {key: recipe.pop(key) for key in model_keys & recipe.keys()}
     make = HuggingFace if recipe.pop("peer", False) else golpo.GPTModel
-    settings = golpo.Settings(config=config, batch_size=8, evals_per_epoch=2, sample_tokens=0, seed=options.seed,
+    settings = golpo.Settings(config=config, evals_per_epoch=2, sample_tokens=0, seed=options.seed, compile="off",
                               checkpoint_dir=str(folder), **recipe)
     tokenizer = golpo.get_tokenizer(config["vocab_size"])
-    train, validation = cut_corpus(options.corpus, options.tokens, folder)
+    train, validation = cut_corpus(options.corpus, options.tokens or TOKENS[options.size], folder)
     train_ids, val_ids = ids_of(train, tokenizer), ids_of(validation, tokenizer)
     per_gpt2_token = (len(val_ids) - 1) / (len(ids_of(validation, golpo.get_tokenizer())) - 1)
     corpus = golpo.Corpus(train_ids, val_ids, 0, 0, "", [])
     torch.manual_seed(options.seed)
-    model, begin = make(config), time.perf_counter()
+    model, begin = make(config).to(golpo.pick_device()), time.perf_counter()
     optimizer = golpo.make_optimizer(model, settings)
     train_losses, val_losses, seen = golpo.train_model(model, optimizer, corpus, tokenizer, settings)
     losses = [loss * per_gpt2_token for loss in val_losses]
     size, seconds = len(Path(validation).read_bytes()), time.perf_counter() - begin
     if make is HuggingFace:
-        model = golpo.load_gpt2_weights(golpo.GPTModel(config | {"qkv_bias": True}), model.gpt2.state_dict())
+        model = golpo.load_gpt2_weights(golpo.GPTModel(config | {"qkv_bias": True}), model.cpu().gpt2.state_dict())
     told = golpo.tell_many(model, tokenizer, 20, min_p=0.05)
     stories = golpo.measure_stories(told, Path(train).read_text(encoding="utf-8"))
     return {"rung": name, "seed": options.seed, "recipe": recipe | config, "parameters": sum(p.numel() for p in model.parameters()),
@@ -170,7 +180,7 @@ def climb(name, recipe, options, folder):
             "stories": stories, "seconds": round(seconds)}
 
 
-def show(results):
+def show(results, size):
     """The results as a Markdown table, a row a rung: means over its seeds, and differences on the same seeds."""
     found = {}
     for one in results:
@@ -183,7 +193,7 @@ def show(results):
         return f"{statistics.mean(pairs):+.3f}{spread}" if pairs else ""
     print("| rung | on top of | seeds | best | final | training | bits per byte | below the original's | below the rung it is on top of "
           "| titled | distinct titles | repeated 4-grams, median | verbatim 8-grams | names last |\n" + "| --- " * 14 + "|")
-    for name, (base, _) in rungs().items():
+    for name, (base, _) in rungs(size).items():
         if own := found.get(name):
             best, final, training, bits = (statistics.mean(one[key] for one in own.values())
                                            for key in ("best", "final", "final_training", "bits_per_byte"))
@@ -196,21 +206,25 @@ def show(results):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--corpus", help="a file of stories")
-    parser.add_argument("--tokens", type=int, default=300_000, help="GPT-2 tokens to train on")
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--size", choices=SIZES, default="small", help="124M: 12 layers x 768, context 512; needs a GPU")
+    parser.add_argument("--tokens", type=int, help="GPT-2 tokens to train on: 300,000, at 124M 3,400,000")
+    parser.add_argument("--epochs", type=int, help="passes: 6, at 124M 4")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", default="", choices=["", *rungs()], metavar="NAME", help="one rung alone")
+    parser.add_argument("--only", default="", metavar="NAME", help="one rung alone")
     parser.add_argument("--show", action="store_true", help="print the results and stop")
-    parser.add_argument("--results", default=RESULTS, type=Path)
+    parser.add_argument("--results", type=Path)
     options = parser.parse_args()
+    ladder, options.results = rungs(options.size), options.results or RESULTS[options.size]
+    if options.only not in ("", *ladder):
+        parser.error(f"there is no rung {options.only!r}; they are {', '.join(ladder)}")
     results = json.loads(options.results.read_text()) if options.results.exists() else []
     done = {(one["rung"], one["seed"]) for one in results}
-    for name, (_, recipe) in rungs().items():
+    for name, (_, recipe) in ladder.items():
         if not options.show and options.only in ("", name) and (name, options.seed) not in done:
             with tempfile.TemporaryDirectory() as folder:
                 results.append(climb(name, recipe, options, Path(folder)))
             options.results.write_text(json.dumps(results, indent=1) + "\n")
-    show(results)
+    show(results, options.size)
 
 
 if __name__ == "__main__":
