@@ -318,8 +318,9 @@ class GPTModel(nn.Module):
 
     def forward(self, token_ids, targets=None):
         x = self.hidden(token_ids)
-        if targets is None:
-            return self.out_head(x)                                             # (b, t, v)
+        return self.out_head(x) if targets is None else self.loss(x, targets)   # (b, t, v), or one number
+
+    def loss(self, x, targets):
         return NextTokenLoss.apply(x.flatten(0, 1), self.out_head.weight, targets.flatten(), torch.is_grad_enabled())
 
     def next_logits(self, token_ids, caches=None):
@@ -1645,6 +1646,7 @@ class Training:
         # Compiling takes a minute or two: it pays on a GPU that is not too old, in a run of many steps.
         new_gpu = self.device.type == "cuda" and torch.cuda.get_device_capability() >= (7, 0)
         if settings.compile == "on" or (settings.compile == "auto" and new_gpu and self.total_steps > 1000):
+            model.loss = torch.compiler.disable(model.loss)     # compilers unroll its slices, or break (PyTorch 2.11)
             self.run = torch.compile(self.run)
 
     def mixed_precision(self):

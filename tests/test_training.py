@@ -1,5 +1,6 @@
 """Training: each part against PyTorch or an independent recomputation, and several processes against one."""
 
+import functools
 import json
 import math
 import os
@@ -135,6 +136,15 @@ def test_half_precision_learns_what_single_precision_does(settings, tmp_path, pr
     _, single, _ = golpo.start_fresh_training(**settings)
     _, half, _ = golpo.start_fresh_training(**{**settings, "precision": precision, "checkpoint_dir": tmp_path / "half"})
     assert single[-1] < 0.8 * single[0] and half == pytest.approx(single, rel=0.01)
+
+
+def test_a_compiled_training_is_the_same(settings, tmp_path, monkeypatch):
+    """Traced as for a GPU, though not turned into kernels, which would need a C++ compiler: also where a window is
+    shorter than the others, as in the evaluations."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    plain = golpo.start_fresh_training(**settings)[1]
+    compiled = golpo.start_fresh_training(**{**settings, "checkpoint_dir": tmp_path / "compiled", "compile": "on"})[1]
+    assert compiled == pytest.approx(plain, rel=1e-4)
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(settings, tmp_path):
