@@ -1505,13 +1505,15 @@ class Muon(torch.optim.AdamW):
                 # AdamW, when it loads a state, looks for a step in each.
                 self.state[p] = self.state[p] or {"average": torch.zeros_like(p), "step": torch.zeros(())}
         for (r, c), same in by_shape.items():
-            good = 1 - getattr(self, "found_inf", torch.zeros(1)).to(same[0].device)    # 0: the scaler wants no step
+            good = 1 - getattr(self, "found_inf", torch.zeros(())).to(same[0].device)   # 0: the scaler wants no step
             gradients = torch.stack([p.grad for p in same]).nan_to_num(0.0, 0.0, 0.0)                   # (n, r, c)
-            averages = torch.stack([self.state[p]["average"] for p in same]).lerp(gradients, 0.05 * good)
-            updates = orthogonal(gradients.lerp(averages, 0.95)) * (good * rate * 0.2 * math.sqrt(max(r, c)))
-            for p, average, update in zip(same, averages, updates):
-                self.state[p]["average"].copy_(average)
-                p.mul_(1 - good * rate * decay).sub_(update)
+            averages = [self.state[p]["average"] for p in same]
+            average = torch.stack(averages).lerp(gradients, 0.05 * good)
+            updates = orthogonal(gradients.lerp(average, 0.95)) * (good * rate * 0.2 * math.sqrt(max(r, c)))
+            torch._foreach_copy_(averages, average.unbind())    # for all at once: a GPU starts each operation anew
+            torch._foreach_mul_(same, 1 - good * rate * decay)
+            torch._foreach_sub_(same, updates.unbind())
+            for p in same:
                 p.grad = None                                   # so AdamW passes it over
         return super().step(closure)
 
