@@ -75,7 +75,8 @@ def main():
     losses = {precision: losses_of(precision, options) for precision in precisions}
     last = {precision: statistics.mean(values[-50:]) for precision, values in losses.items()}
     print(f"mean loss of the last 50 of {options.steps} steps:", {precision: round(value, 4) for precision, value in last.items()})
-    keep(losses=losses)
+    keep(mean_losses_of_50_steps={precision: [round(statistics.mean(values[i:i + 50]), 4) for i in range(0, len(values), 50)]
+                                  for precision, values in losses.items()})
 
     keep(telling=telling.measure(SimpleNamespace(**peers, tokens=8 if options.tiny else 200, long=0, rounds=2))[1])
     for row in found["telling"]:
