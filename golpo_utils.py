@@ -321,6 +321,7 @@ class GPTModel(nn.Module):
         return self.out_head(x) if targets is None else self.loss(x, targets)   # (b, t, v), or one number
 
     def loss(self, x, targets):
+        """The mean loss of `targets` (b, t) under the scores of the stream x (b, t, d), in nats per token."""
         return NextTokenLoss.apply(x.flatten(0, 1), self.out_head.weight, targets.flatten(), torch.is_grad_enabled())
 
     def next_logits(self, token_ids, caches=None):
@@ -1354,7 +1355,7 @@ PRESETS = {
     "laptop": dict(config=GPT_CONFIG_LAPTOP, num_epochs=3, batch_size=8, learning_rate=3e-3, final_learning_rate=0.05,
                    validation_fraction=0.05, evals_per_epoch=2),
     "t4": dict(config=GPT_CONFIG_T4, num_epochs=8, batch_size=32, learning_rate=1e-3),
-    "124M": dict(config=GPT_CONFIG_124M, num_epochs=12, batch_size=16, learning_rate=4e-4),
+    "124M": dict(config=GPT_CONFIG_124M, num_epochs=4, batch_size=16, learning_rate=1e-3),
     # The original project's recipe: to go on from its checkpoints, and to be measured against (benchmarks/recipes.py).
     "original": dict(config={**GPT_CONFIG_124M, "tie_embeddings": False, "init_std": None}, num_epochs=12, batch_size=8,
                      learning_rate=4e-4, warmup=0.0, final_learning_rate=1.0, weight_decay=0.1, decay_all=True,

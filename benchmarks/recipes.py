@@ -30,9 +30,9 @@ import golpo_utils as golpo  # noqa: E402
 
 RESULTS = {"small": HERE / "recipes.json", "124M": HERE / "recipes_124M.json"}
 VALIDATION_TOKENS = 60_000
-SIZES = {"small": dict(context_length=128, emb_dim=128, n_heads=4, n_layers=4, qkv_bias=False),
-         "124M": dict(context_length=512, emb_dim=768, n_heads=12, n_layers=12, qkv_bias=False)}
-TOKENS, PASSES = {"small": 300_000, "124M": 3_400_000}, {"small": 6, "124M": 4}
+SIZES = {       # name → shape, GPT-2 tokens to train on, passes
+    "small": (dict(context_length=128, emb_dim=128, n_heads=4, n_layers=4, qkv_bias=False), 300_000, 6),
+    "124M": (dict(context_length=512, emb_dim=768, n_heads=12, n_layers=12, qkv_bias=False), 3_400_000, 4)}
 OF_THE_LADDER = ("config", "num_epochs", "batch_size")      # the same on all rungs
 ORIGINAL = {name: value for name, value in golpo.PRESETS["original"].items() if name not in OF_THE_LADDER}
 ORIGINAL |= dict(vocab_size=50261, tie_embeddings=False, init_std=None, drop_rate=0.1)
@@ -152,15 +152,16 @@ def ids_of(path, tokenizer):
 
 def climb(name, recipe, options, folder):
     """Train one rung → its figures."""
-    recipe = {"num_epochs": options.epochs or PASSES[options.size], "batch_size": 8, **recipe}
+    shape, tokens, passes = SIZES[options.size]
+    recipe = {"num_epochs": options.epochs or passes, "batch_size": 8, **recipe}
     golpo.Training, AveragedTraining.average = AveragedTraining, recipe.pop("average", 0.0)
     model_keys = {"vocab_size", "tie_embeddings", "init_std", "drop_rate"}
-    config = SIZES[options.size] | {key: recipe.pop(key) for key in model_keys & recipe.keys()}
+    config = shape | {key: recipe.pop(key) for key in model_keys & recipe.keys()}
     make = HuggingFace if recipe.pop("peer", False) else golpo.GPTModel
     settings = golpo.Settings(config=config, evals_per_epoch=2, sample_tokens=0, seed=options.seed, compile="off",
                               checkpoint_dir=str(folder), **recipe)
     tokenizer = golpo.get_tokenizer(config["vocab_size"])
-    train, validation = cut_corpus(options.corpus, options.tokens or TOKENS[options.size], folder)
+    train, validation = cut_corpus(options.corpus, options.tokens or tokens, folder)
     train_ids, val_ids = ids_of(train, tokenizer), ids_of(validation, tokenizer)
     per_gpt2_token = (len(val_ids) - 1) / (len(ids_of(validation, golpo.get_tokenizer())) - 1)
     corpus = golpo.Corpus(train_ids, val_ids, 0, 0, "", [])
