@@ -199,7 +199,7 @@ def show(results, size):
             best, final, training, bits = (statistics.mean(one[key] for one in own.values())
                                            for key in ("best", "final", "final_training", "bits_per_byte"))
             told = {key: statistics.mean(one["stories"][key] for one in own.values()) for key in next(iter(own.values()))["stories"]}
-            print(f"| {name} | {base} | {len(own)} | {best:.3f} | {final:.3f} | {training:.3f} | {bits:.3f} | {below(FIRST, own)} | "
+            print(f"| {name} | {base} | {len(own)} | {best:.3f} | {final:.3f} | {training:.3f} | {bits:.3f} | {below(FIRST, own) if base else ''} | "
                   f"{below(base, own)} | {told['titled']:.0%} | {told['distinct_titles']:.3g} | {told['repeated_4grams_median']:.3f} | "
                   f"{told['verbatim_8grams']:.1%} | {told['names_last']:.2f} |")
 
