@@ -1,86 +1,225 @@
-"""What an NVIDIA GPU makes of it: one command, under ten minutes on a T4 or newer.
+"""Training and generation at 124 million parameters on a GPU, beside nanoGPT and Hugging Face.
 
-    python benchmarks/gpu.py --original PATH          against a checkout of the original, at its own config
-    python benchmarks/gpu.py --device cpu --tiny      does this script work? (a toy size, on any machine)
+    python benchmarks/gpu.py --nanogpt PATH           PATH: a checkout of nanoGPT
+    python benchmarks/gpu.py --device cpu --tiny      a toy size on a CPU: does this script work?
 
-Three parts, all written to benchmarks/gpu.json: training at GPT_CONFIG_124M, batch 8 (`training.py`'s contenders and
-utilisation); the same --steps of training in fp32, bf16 and fp16 with its gradient scaler, and how far their losses
-part; telling (`telling.py`'s contenders).
+Results are written to benchmarks/gpu.json (or --output) as they come.
 """
 
 import argparse
 import json
 import statistics
 import sys
-import tempfile
+import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
+from machine import print_machine
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE)]
-import golpo_utils as golpo  # noqa: E402
-import telling  # noqa: E402
-import training  # noqa: E402
+from golpo.inference import prepare_for_inference
+from golpo.optim import make_optimizer
+from golpo.settings import Settings
+from golpo.step import TrainingStep
+from golpo_utils import GPT_CONFIG_124M, GPTModel, generate
+
+CONFIG = {**GPT_CONFIG_124M, "drop_rate": 0.0}
+TINY = {
+    **CONFIG,
+    "vocab_size": 512,
+    "context_length": 32,
+    "emb_dim": 32,
+    "n_heads": 2,
+    "n_layers": 1,
+    "key_dim": 32,
+    "val_dim": 32,
+}
 
 
-def losses_of(precision, options):
-    """Train `steps` steps on the stories in the box in this precision → the loss of each."""
-    config = golpo.GPT_CONFIG_T4 | {"drop_rate": 0.0}
-    config |= {"n_layers": 2, "emb_dim": 64, "n_heads": 2, "context_length": 64, "vocab_size": 512} if options.tiny else {}
-    settings = golpo.Settings(config=config, batch_size=8, learning_rate=1e-3, warmup=0.02, num_epochs=8, precision=precision, compile="off",
-                              device=options.device, checkpoint_dir=tempfile.gettempdir())
-    tokenizer = golpo.get_tokenizer(config["vocab_size"])
+def synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def our_step(config: dict, batch: int, device: str, optimizer: str, compiled: bool):
+    """A function that does one training step of ours, through TrainingStep."""
     torch.manual_seed(0)
-    model = golpo.GPTModel(config).to(options.device)
-    run = golpo.Training(model, golpo.make_optimizer(model, settings), golpo.load_corpus(tokenizer=tokenizer), tokenizer,
-                         settings, golpo.TrainingState(), None, None)
-    sums = []
-    for _ in range(options.steps):
-        run.step()
-        sums.append(float(run.sums[0]))
-    return [after - before for before, after in zip([0.0, *sums], sums)]
+    model = GPTModel(config).to(device)
+    settings = Settings(
+        config=config,
+        batch_size=batch,
+        num_epochs=1000,
+        optimizer=optimizer,
+        device=device,
+        compile="on" if compiled else "off",
+        align_to_stories=False,
+    )
+    ids = torch.randint(0, config["vocab_size"], (200_000,), dtype=torch.int32)
+    step = TrainingStep(model, make_optimizer(model, settings), ids, None, settings)
+    model.train()
+    numbers = iter(range(10**9))
+    return lambda: step.run(next(numbers))
 
 
-def main():
+def nanogpt_step(path: str, config: dict, batch: int, device: str, compiled: bool):
+    """A function that does one training step of nanoGPT's model, as its train.py does."""
+    sys.path.append(path)
+    import model as nanogpt
+
+    size = nanogpt.GPTConfig(
+        block_size=config["context_length"],
+        vocab_size=config["vocab_size"],
+        n_layer=config["n_layers"],
+        n_head=config["n_heads"],
+        n_embd=config["emb_dim"],
+        dropout=0.0,
+        bias=True,
+    )
+    theirs = nanogpt.GPT(size).to(device)
+    optimizer = theirs.configure_optimizers(0.1, 1e-4, (0.9, 0.95), device)
+    run = torch.compile(theirs) if compiled else theirs
+    length = config["context_length"]
+    ids = torch.randint(0, config["vocab_size"], (batch, length + 1), device=device)
+    dtype = torch.bfloat16
+
+    def step():
+        with torch.autocast(device, dtype):
+            _, loss = run(ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def measure_steps(steps: dict, tokens: int, rounds: int, device: str) -> dict:
+    """Tokens a second of each contender: the median of `rounds` of ten steps, taken in turn."""
+    for step in steps.values():
+        for _ in range(3):
+            step()
+    times = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            synchronize(device)
+            started = time.perf_counter()
+            for _ in range(10):
+                step()
+            synchronize(device)
+            times[name].append((time.perf_counter() - started) / 10)
+    return {name: tokens / statistics.median(values) for name, values in times.items()}
+
+
+def matmul_ceiling(device: str) -> float:
+    """Operations a second of a large bf16 product on random data."""
+    n = 8192 if device == "cuda" else 512
+    a = torch.randn(n, n, device=device, dtype=torch.bfloat16)
+    b = torch.randn(n, n, device=device, dtype=torch.bfloat16)
+    for _ in range(3):
+        a @ b
+    synchronize(device)
+    started = time.perf_counter()
+    for _ in range(10):
+        a @ b
+    synchronize(device)
+    return 10 * 2 * n**3 / (time.perf_counter() - started)
+
+
+def flops_per_token(config: dict) -> float:
+    """Forward and backward: 6 a weight, and attention's two products (Chowdhery et al., 2022)."""
+    with torch.device("meta"):
+        parameters = GPTModel({**config, "init_std": None}).parameter_count()
+    d, t = config["emb_dim"], config["context_length"]
+    return 6 * (parameters - d * t) + 12 * config["n_layers"] * d * t
+
+
+def measure_training(options, config: dict) -> dict:
+    found = {}
+    batches = (8,) if options.tiny else (8, 32)
+    for batch in batches:
+        steps = {
+            "ours, AdamW": our_step(config, batch, options.device, "adamw", not options.tiny),
+            "ours, Muon": our_step(config, batch, options.device, "muon", not options.tiny),
+        }
+        if options.nanogpt:
+            nano = nanogpt_step(options.nanogpt, config, batch, options.device, not options.tiny)
+            steps["nanoGPT, AdamW"] = nano
+        tokens = batch * config["context_length"]
+        speeds = measure_steps(steps, tokens, options.rounds, options.device)
+        found[f"batch {batch}"] = {name: round(speed) for name, speed in speeds.items()}
+        del steps
+    ceiling = matmul_ceiling(options.device)
+    fastest = max(max(speeds.values()) for speeds in found.values())
+    found["matmul ceiling, FLOP/s"] = ceiling
+    found["utilization of the ceiling"] = fastest * flops_per_token(config) / ceiling
+    return found
+
+
+def seconds_for(call, device: str) -> float:
+    call()
+    times = []
+    for _ in range(3):
+        synchronize(device)
+        started = time.perf_counter()
+        call()
+        synchronize(device)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def measure_generation(options, config: dict) -> dict:
+    """Tokens a second of one story, and of ten at once, for each contender."""
+    device = options.device
+    count = 8 if options.tiny else 200
+    prompt = torch.tensor([[1, 2, 3]], device=device)
+
+    def ours(model, rows=1):
+        ids = prompt.repeat(rows, 1)
+        length = config["context_length"]
+        seconds = seconds_for(lambda: generate(model, ids, count, length, 0.8, 50, seed=1), device)
+        return rows * count / seconds
+
+    torch.manual_seed(0)
+    model = GPTModel(config).to(device).eval()
+    found = {"ours, plain, fp32": ours(model)}
+    prepared = prepare_for_inference(GPTModel(config).to(device))
+    found["ours, prepared, fp32"] = ours(prepared)
+    half = prepare_for_inference(GPTModel(config).to(device).to(torch.bfloat16))
+    found["ours, prepared, bf16"] = ours(half)
+    found["ours, prepared, bf16, ten stories"] = ours(half, 10)
+    if options.nanogpt:
+        sys.path.append(options.nanogpt)
+        import model as nanogpt
+
+        size = nanogpt.GPTConfig(
+            block_size=config["context_length"],
+            vocab_size=config["vocab_size"],
+            n_layer=config["n_layers"],
+            n_head=config["n_heads"],
+            n_embd=config["emb_dim"],
+        )
+        theirs = nanogpt.GPT(size).to(device).to(torch.bfloat16).eval()
+        run = lambda: theirs.generate(prompt, count, temperature=0.8, top_k=50)  # noqa: E731
+        with torch.inference_mode():
+            found["nanoGPT, bf16"] = count / seconds_for(run, device)
+    return {name: round(speed, 1) for name, speed in found.items()}
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--original", help="a checkout of the original project")
     parser.add_argument("--nanogpt", help="a checkout of nanoGPT")
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tiny", action="store_true", help="a toy size")
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("PyTorch sees no GPU here; choose a GPU runtime, or try the script with --device cpu --tiny")
-    new = options.device == "cpu" or torch.cuda.get_device_capability() >= (8, 0)
-    size = dict(layers=1, width=32, heads=2, context=32) if options.tiny else dict(layers=12, width=768, heads=12, context=512)
-    peers = dict(device=options.device, original=options.original, nanogpt=options.nanogpt, threads=torch.get_num_threads())
-    found = {}
-
-    def keep(**part):                                           # at once, should a later part fail
-        found.update(part)
-        (HERE / "gpu.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-
-    facts, rows, ratios, _ = training.measure(SimpleNamespace(
-        **size, **peers, batch=8, rounds=2 if options.tiny else 6, half=torch.bfloat16 if new else torch.float16,
-        compiled=not options.tiny, no_memory=True))
-    keep(training={**facts, "rows": rows, "ratios": ratios})
-    for row in rows:
-        print(f"{row['contender']:36}{row['tokens_per_second']:12,.0f} tokens/s{row['mfu']:8.0%} of the matrix-product ceiling")
-    print(*(f"{pair}: {ratio}" for pair, ratio in ratios.items()), sep="\n")
-
-    options.steps = min(options.steps, 20) if options.tiny else options.steps
-    precisions = ("fp32", "bf16", "fp16") if new else ("fp32", "fp16")      # an older GPU only emulates bf16, slowly
-    losses = {precision: losses_of(precision, options) for precision in precisions}
-    last = {precision: statistics.mean(values[-50:]) for precision, values in losses.items()}
-    print(f"mean loss of the last 50 of {options.steps} steps:", {precision: round(value, 4) for precision, value in last.items()})
-    keep(mean_losses_of_50_steps={precision: [round(statistics.mean(values[i:i + 50]), 4) for i in range(0, len(values), 50)]
-                                  for precision, values in losses.items()})
-
-    keep(telling=telling.measure(SimpleNamespace(**peers, tokens=8 if options.tiny else 200, long=0, rounds=2))[1])
-    for row in found["telling"]:
-        print(f"{row['contender']:36}{row['tokens_per_second']:12,.1f} tokens/s")
+        sys.exit("PyTorch sees no GPU; choose a GPU runtime, or add --device cpu --tiny")
+    config = TINY if options.tiny else CONFIG
+    found = {"machine": print_machine()}
+    for name, measure in (("generation", measure_generation), ("training", measure_training)):
+        found[name] = measure(options, config)
+        print(name, json.dumps(found[name], indent=1))
+        options.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

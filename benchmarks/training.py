@@ -1,53 +1,88 @@
-"""How fast does a model learn, and in how much memory? Contenders train on the same batch in turns, in one process.
+"""How fast does a model learn, and in how much memory? Contenders train on the same batch in turns.
 
-    python benchmarks/training.py                                  the ladder, and Hugging Face's GPT-2
-    python benchmarks/training.py --original PATH --nanogpt PATH   checkouts of those projects beside it
-    python benchmarks/training.py --save                           also training.json, and docs/speed-ladder.png
+    python benchmarks/training.py                          the steps, and Hugging Face's GPT-2
+    python benchmarks/training.py --original PATH --nanogpt PATH    with checkouts of those, too
+    python benchmarks/training.py --save       also training.json, and docs/training-speed.png
 
-The ladder climbs from the from-scratch definitions to what `train` does, one change at a time. All contenders have
-the shape of --layers, --width and --context, the same dropout, and random tokens of GPT-2's vocabulary. Other work
-on the machine slows all, though not equally: ratios are medians of ratios within a round. Utilisation ("MFU") is the
-arithmetic of PaLM's appendix B (6 per weight and token, 12 x layers x width x context for attention), over the
-fastest product of two 2,048 x 2,048 matrices that was measured here in the same precision.
+The steps lead from the reference modules to what `golpo train` does, one change at a time. All
+contenders have the shape of --layers, --width and --context, the same dropout, and random tokens
+of GPT-2's vocabulary. Other work on the machine slows all, not equally: ratios are medians of
+ratios within a round. Model FLOPs utilization (MFU) follows PaLM's appendix B (6 operations for
+each weight and token, 12 x layers x width x context for attention). It is relative to the fastest
+product of two square matrices that was measured here in the same precision.
 """
 
 import argparse
 import contextlib
 import gc
 import json
-import re
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
+from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from machine import BENCHMARKS, PROJECT, load_module, own_peak_memory, print_machine, seconds
+from torch import Tensor
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE)]
-import golpo_utils as golpo  # noqa: E402
-from telling import load_module, seconds  # noqa: E402
+from golpo.loss import NextTokenLoss
+from golpo.optim import make_optimizer
+from golpo.settings import Settings
+from golpo.step import TrainingStep
+from golpo_utils import FusedModule, GPTModel
 
 VOCABULARY = 50257
-FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
-NAMES = {FP32: "fp32", BF16: "bf16", FP16: "fp16"}
+FP32 = torch.float32
+NAMES = {FP32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+TRAIN = "6 `golpo train`, all of these"
+COMPILED = "7 + compiled"
+OURS_FP32 = "ours, fp32"
+ORIGINAL = "the original, fp32"
+HUGGING_FACE = "Hugging Face, fp32"
+PEERS = ("the original", "nanoGPT", "Hugging Face")
+Step = Callable[[], object]
 
 
-def config_of(options):
-    return dict(vocab_size=VOCABULARY, context_length=options.context, emb_dim=options.width, n_heads=options.heads,
-                n_layers=options.layers, drop_rate=0.1, qkv_bias=False)
+class Contender(NamedTuple):
+    """Something that trains: its precision, and what makes its step."""
+
+    dtype: torch.dtype
+    make: Callable[[], Step]
 
 
-def step_of(model, loss_of, optimizer, options, dtype=FP32, clip=True):
-    """A training step of a plain loop: loss_of(inputs, targets), backward, clipping, optimizer."""
-    inputs, targets = (torch.randint(0, VOCABULARY, (options.batch, options.context), device=options.device) for _ in "it")
-    scaler = torch.amp.GradScaler(options.device, enabled=dtype == FP16)
+def config_of(options: Namespace) -> dict:
+    return {
+        "vocab_size": VOCABULARY,
+        "context_length": options.context,
+        "emb_dim": options.width,
+        "n_heads": options.heads,
+        "n_layers": options.layers,
+        "drop_rate": 0.1,
+        "qkv_bias": False,
+    }
 
-    def step():
+
+def make_plain_step(
+    model: nn.Module,
+    loss_of: Callable[[Tensor, Tensor], Tensor],
+    optimizer: torch.optim.Optimizer,
+    options: Namespace,
+    dtype: torch.dtype = FP32,
+    clip: bool = True,
+) -> Step:
+    """A step of a plain loop: loss_of(inputs, targets), backward, clipping, optimizer."""
+    shape = (options.batch, options.context)
+    inputs = torch.randint(0, VOCABULARY, shape, device=options.device)
+    targets = torch.randint(0, VOCABULARY, shape, device=options.device)
+    scaler = torch.amp.GradScaler(options.device, enabled=dtype == torch.float16)
+
+    def step() -> None:
         with torch.autocast(options.device, dtype, enabled=dtype != FP32):
             loss = loss_of(inputs, targets)
         scaler.scale(loss).backward()
@@ -57,241 +92,347 @@ def step_of(model, loss_of, optimizer, options, dtype=FP32, clip=True):
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
+
     return step
 
 
-def plain_loss(model, inputs, targets):
-    logits = model(inputs)
+def plain_loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    logits = model(inputs)  # (b, t, v)
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
 
-def by_hand(options, fused_blocks, sliced_loss=False, dtype=FP32, fused_optimizer=False):
-    """A rung below the top of the ladder."""
-    model = golpo.GPTModel(config_of(options)).to(options.device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, foreach=None if fused_optimizer else False,
-                                  fused=fused_optimizer or None)
-    loss = model if sliced_loss else lambda *batch: plain_loss(model, *batch)
-    plain_step = step_of(model, loss, optimizer, options, dtype)
+def make_partial_step(
+    options: Namespace,
+    use_fused: bool,
+    chunked_loss: bool = False,
+    dtype: torch.dtype = FP32,
+    fused_optimizer: bool = False,
+) -> Step:
+    """A step with some of what `golpo train` has."""
+    model = GPTModel(config_of(options)).to(options.device)
+    if fused_optimizer:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    else:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, foreach=False)
+    loss = NextTokenLoss(model) if chunked_loss else lambda *batch: plain_loss(model, *batch)
+    plain_step = make_plain_step(model, loss, optimizer, options, dtype)
 
-    def step():
-        golpo.Block.use_fused = fused_blocks
-        plain_step()
-        golpo.Block.use_fused = True
+    def step() -> None:
+        FusedModule.use_fused = use_fused
+        try:
+            plain_step()
+        finally:
+            FusedModule.use_fused = True
+
     return step
 
 
-def ours(options, precision, compile="off", optimizer="adamw"):
-    """`Training.step`, as `train` runs it: batches cut from the corpus, schedule, clipping and all; the peers' optimizer."""
+def make_our_step(
+    options: Namespace, precision: str, compile: str = "off", optimizer: str = "adamw"
+) -> Step:
+    """The step of `golpo train`: batches cut from a corpus, schedule, clipping and all."""
     config = config_of(options)
-    settings = golpo.Settings(config=config, batch_size=options.batch, precision=precision, compile=compile,
-                              optimizer=optimizer, device=options.device, checkpoint_dir=tempfile.gettempdir())
+    settings = Settings(
+        config=config,
+        batch_size=options.batch,
+        precision=precision,
+        compile=compile,
+        optimizer=optimizer,
+        device=options.device,
+        checkpoint_dir=tempfile.gettempdir(),
+    )
     ids = torch.randint(0, VOCABULARY, (options.batch * options.context * 100,))
-    model = golpo.GPTModel(config).to(options.device)
-    training = golpo.Training(model, golpo.make_optimizer(model, settings), golpo.Corpus(ids, ids, 0, 0, "", []),
-                              golpo.get_tokenizer(VOCABULARY), settings, golpo.TrainingState(), None, None)
-    return training.step
+    model = GPTModel(config).to(options.device)
+    training_step = TrainingStep(model, make_optimizer(model, settings), ids, None, settings)
+    numbers = iter(range(training_step.total_steps))
+    return lambda: training_step.run(next(numbers))
 
 
-def hugging_face(options, dtype, compile=False):
+def make_hugging_face(options: Namespace, dtype: torch.dtype, compile: bool = False) -> Step:
     from transformers import GPT2Config, GPT2LMHeadModel
-    model = GPT2LMHeadModel(GPT2Config(n_positions=options.context, n_embd=options.width, n_layer=options.layers,
-                                       n_head=options.heads)).to(options.device)
+
+    config = GPT2Config(
+        n_positions=options.context,
+        n_embd=options.width,
+        n_layer=options.layers,
+        n_head=options.heads,
+    )
+    model = GPT2LMHeadModel(config).to(options.device)
     run = torch.compile(model) if compile else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    return step_of(model, lambda inputs, targets: run(inputs, labels=inputs).loss, optimizer, options, dtype)
+
+    def loss_of(inputs: Tensor, _: Tensor) -> Tensor:
+        return run(inputs, labels=inputs).loss  # transformers shifts the labels itself
+
+    return make_plain_step(model, loss_of, optimizer, options, dtype)
 
 
-def original(options):
-    module = load_module(Path(options.original) / "utils.py")
-    model = module.GPTModel(config_of(options) | {"key_dim": options.width, "val_dim": options.width}).to(options.device)
+def make_original(options: Namespace) -> Step:
+    """The project that this one is a remake of, with its own optimizer settings."""
+    module = load_module(Path(options.original, "utils.py"))
+    widths = {"key_dim": options.width, "val_dim": options.width}
+    model = module.GPTModel(config_of(options) | widths).to(options.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-4, weight_decay=0.1)
-    return step_of(model, lambda *batch: plain_loss(model, *batch), optimizer, options, clip=False)
+    loss_of = lambda *batch: plain_loss(model, *batch)  # noqa: E731
+    return make_plain_step(model, loss_of, optimizer, options, clip=False)
 
 
-def nanogpt(options, dtype, compile=False):
-    module = load_module(Path(options.nanogpt) / "model.py")
+def make_nanogpt(options: Namespace, dtype: torch.dtype, compile: bool = False) -> Step:
+    module = load_module(Path(options.nanogpt, "model.py"))
+    config = module.GPTConfig(
+        block_size=options.context,
+        vocab_size=VOCABULARY,
+        n_layer=options.layers,
+        n_head=options.heads,
+        n_embd=options.width,
+        dropout=0.1,
+        bias=False,
+    )
     with contextlib.redirect_stdout(sys.stderr):
-        model = module.GPT(module.GPTConfig(block_size=options.context, vocab_size=VOCABULARY, n_layer=options.layers,
-                                            n_head=options.heads, n_embd=options.width, dropout=0.1, bias=False))
-        model = model.to(options.device)
+        model = module.GPT(config).to(options.device)
         optimizer = model.configure_optimizers(0.1, 1e-4, (0.9, 0.95), options.device)
     run = torch.compile(model) if compile else model
-    return step_of(model, lambda *batch: run(*batch)[1], optimizer, options, dtype)
+    return make_plain_step(model, lambda *batch: run(*batch)[1], optimizer, options, dtype)
 
 
-def contenders(options):
-    """Name → (its precision, how to make its step). First the ladder, then the peers."""
-    half, name = options.half, NAMES[options.half]
-    every = {"1 from-scratch definitions, fp32": (FP32, lambda: by_hand(options, False)),
-             "2 + fused blocks": (FP32, lambda: by_hand(options, True)),
-             "3 + loss in slices": (FP32, lambda: by_hand(options, True, True)),
-             f"4 + mixed precision, {name}": (half, lambda: by_hand(options, True, True, half)),
-             "5 + fused optimizer": (half, lambda: by_hand(options, True, True, half, True)),
-             "6 `train` itself, all of these": (half, lambda: ours(options, name)),
-             "7 + compiled": (half, lambda: ours(options, name, "on")),
-             "8 `train` with Muon for AdamW": (half, lambda: ours(options, name, optimizer="muon")),
-             "ours, fp32": (FP32, lambda: ours(options, "fp32")),
-             "Hugging Face, fp32": (FP32, lambda: hugging_face(options, FP32)),
-             f"Hugging Face, {name}": (half, lambda: hugging_face(options, half)),
-             f"Hugging Face, {name}, compiled": (half, lambda: hugging_face(options, half, True))}
+def make_contenders(options: Namespace) -> dict[str, Contender]:
+    """Name → contender. First the steps towards `golpo train`, then the peers."""
+    half = options.half
+    name = NAMES[half]
+
+    def partial(dtype: torch.dtype, *arguments) -> Contender:
+        return Contender(dtype, lambda: make_partial_step(options, *arguments))
+
+    def ours(precision: str, **changes) -> Contender:
+        dtype = FP32 if precision == "fp32" else half
+        return Contender(dtype, lambda: make_our_step(options, precision, **changes))
+
+    def peer(make: Callable, dtype: torch.dtype, compile: bool = False) -> Contender:
+        return Contender(dtype, lambda: make(options, dtype, compile))
+
+    contenders = {
+        "1 reference modules, fp32": partial(FP32, False),
+        "2 + fused modules": partial(FP32, True),
+        "3 + loss in chunks": partial(FP32, True, True),
+        f"4 + mixed precision, {name}": partial(half, True, True, half),
+        "5 + fused optimizer": partial(half, True, True, half, True),
+        TRAIN: ours(name),
+        COMPILED: ours(name, compile="on"),
+        "8 `golpo train` with Muon": ours(name, optimizer="muon"),
+        OURS_FP32: ours("fp32"),
+        HUGGING_FACE: peer(make_hugging_face, FP32),
+        f"Hugging Face, {name}": peer(make_hugging_face, half),
+        f"Hugging Face, {name}, compiled": peer(make_hugging_face, half, True),
+    }
     if options.original:
-        every["the original, fp32"] = FP32, lambda: original(options)
+        contenders[ORIGINAL] = Contender(FP32, lambda: make_original(options))
     if options.nanogpt:
-        every |= {"nanoGPT, fp32": (FP32, lambda: nanogpt(options, FP32)),
-                  f"nanoGPT, {name}": (half, lambda: nanogpt(options, half)),
-                  f"nanoGPT, {name}, compiled": (half, lambda: nanogpt(options, half, True))}
-    return {one: how for one, how in every.items() if options.compiled or "compiled" not in one}
+        contenders["nanoGPT, fp32"] = peer(make_nanogpt, FP32)
+        contenders[f"nanoGPT, {name}"] = peer(make_nanogpt, half)
+        contenders[f"nanoGPT, {name}, compiled"] = peer(make_nanogpt, half, True)
+    if not options.compiled:
+        contenders = {one: what for one, what in contenders.items() if "compiled" not in one}
+    return contenders
 
 
-def timed(step, options):
-    def run(_):
-        step()
-        if options.device == "cuda":
-            torch.cuda.synchronize()
-    return seconds(run, 0)
-
-
-def product_ceiling(dtype, device):
+def product_ceiling(dtype: torch.dtype, device: str) -> float:
     """The most floating-point operations a second that a matrix product reaches here."""
     n = 8192 if device == "cuda" else 2048
-    a, fastest = torch.randn(n, n, dtype=dtype, device=device), float("inf")
-    for _ in range(10):
-        begin = time.perf_counter()
-        a @ a
-        if device == "cuda":
-            torch.cuda.synchronize()
-        fastest = min(fastest, time.perf_counter() - begin)
-    return 2 * n ** 3 / fastest
+    a = torch.randn(n, n, dtype=dtype, device=device)
+    fastest = min(seconds(lambda: a @ a) for _ in range(10))
+    return 2 * n**3 / fastest
 
 
-def peak_memory(name, options):
-    """MiB that a process needs which trains three steps with this contender alone."""
+def peak_memory(name: str) -> int | None:
+    """MiB of a process that trains three steps with this contender alone."""
     words = [sys.executable, __file__, *sys.argv[1:], "--memory-of", name]
     done = subprocess.run(words, capture_output=True, text=True)
     return int(done.stdout.split()[-1]) if done.returncode == 0 else None
 
 
-def tell_memory(step):
-    for _ in range(3):
-        step()
-    # Not ru_maxrss: that is inherited from the process which started this one.
-    print(int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) // 1024)
+def warm_up(name: str, contender: Contender) -> Step:
+    """Make a contender's step and run it twice, which compiles it, too."""
+    torch.manual_seed(0)
+    step = contender.make()
+    time = seconds(step) + seconds(step)
+    print(f"{name}: two steps to warm up took {time:.1f} s", file=sys.stderr)
+    return step
 
 
-def draw_ladder(rows, path, subtitle):
-    """The ladder as a picture: tokens a second, and how many times the first rung."""
+def train_in_turns(contenders: dict[str, Contender], options: Namespace) -> tuple[list, dict]:
+    """All contenders one after the other, again and again, so that a noisy machine is noisy for
+    all → (their seconds in each round, no memory).
+    """
+    steps = {name: warm_up(name, contender) for name, contender in contenders.items()}
+    rounds = []
+    for _ in range(options.rounds):
+        rounds.append({name: seconds(step) for name, step in steps.items()})
+    return rounds, {}
+
+
+def train_one_by_one(contenders: dict[str, Contender], options: Namespace) -> tuple[list, dict]:
+    """Each contender alone on the GPU, which cannot hold all → (seconds, peaks in MiB)."""
+    times = {}
+    peaks = {}
+    for name, contender in contenders.items():
+        torch.cuda.reset_peak_memory_stats()
+        step = warm_up(name, contender)
+        times[name] = [seconds(step) for _ in range(options.rounds)]
+        peaks[name] = torch.cuda.max_memory_allocated() // 2**20
+        del step
+        gc.collect()
+        torch.cuda.empty_cache()
+    rounds = [dict(zip(times, one, strict=True)) for one in zip(*times.values(), strict=True)]
+    return rounds, peaks
+
+
+def median_ratio(rounds: list[dict[str, float]], above: list[str], below: str) -> float:
+    """The median of (the fastest of `above`) / `below` within a round."""
+    pairs = [max(one[name] for name in above) / one[below] for one in rounds]
+    return round(statistics.median(pairs), 2)
+
+
+def compare_with_peers(rounds: list[dict[str, float]], contenders: dict[str, Contender]) -> dict:
+    """The ratios between our speed and each peer's in the same kind of precision."""
+    best_of_ours = [name for name in (TRAIN, COMPILED) if name in contenders]
+    ratios = {}
+    for name, contender in contenders.items():
+        if not name.startswith(PEERS):
+            continue
+        if contender.dtype == FP32:
+            ratios[f"ours, fp32 / {name}"] = median_ratio(rounds, [OURS_FP32], name)
+        else:
+            ratios[f"best of ours / {name}"] = median_ratio(rounds, best_of_ours, name)
+    return ratios
+
+
+def flops_per_token(options: Namespace) -> int:
+    model = GPTModel(config_of(options))
+    weights = model.parameter_count() - model.pos_emb.weight.numel()
+    return 6 * weights + 12 * options.layers * options.width * options.context
+
+
+def measure(options: Namespace) -> dict:
+    """Train with all contenders → facts, "rows" (one for each), "ratios", and the "yardstick"."""
+    contenders = make_contenders(options)
+    run = train_one_by_one if options.device == "cuda" else train_in_turns
+    times, peaks = run(contenders, options)
+    tokens = options.batch * options.context
+    rounds = [{name: tokens / time for name, time in one.items()} for one in times]
+    flops = flops_per_token(options)
+    dtypes = (FP32, options.half)
+    ceilings = {dtype: product_ceiling(dtype, options.device) for dtype in dtypes}
+    yardstick = ORIGINAL if options.original else HUGGING_FACE
+    rows = []
+    for name, contender in contenders.items():
+        speeds = [one[name] for one in rounds]
+        speed = statistics.median(speeds)
+        if name not in peaks and not options.no_memory:
+            peaks[name] = peak_memory(name)
+        rows.append(
+            {
+                "contender": name,
+                "tokens_per_second": round(speed, 1),
+                "spread": [round(min(speeds), 1), round(max(speeds), 1)],
+                f"ratio to {yardstick}": median_ratio(rounds, [name], yardstick),
+                "mfu": round(speed * flops / ceilings[contender.dtype], 3),
+                "peak_memory_mib": peaks.get(name),
+            }
+        )
+    return {
+        **{name: vars(options)[name] for name in ("layers", "width", "context", "batch")},
+        "rounds": options.rounds,
+        "flops_per_token": flops,
+        "ceiling_tflops": {NAMES[one]: round(top / 1e12, 3) for one, top in ceilings.items()},
+        "yardstick": yardstick,
+        "rows": rows,
+        "ratios": compare_with_peers(rounds, contenders),
+    }
+
+
+def print_result(result: dict) -> None:
+    """Print what `measure` returned as a table."""
+    for name, value in result.items():
+        if name not in ("rows", "ratios"):
+            print(f"{name} {value}", end="  ")
+    yardstick = result["yardstick"]
+    heads = f"{'spread':>20}{'x ' + yardstick:>22}{'MFU':>8}{'peak MiB':>10}"
+    print(f"\n\n{'':34}{'tokens/s':>10}{heads}")
+    for row in result["rows"]:
+        low, high = row["spread"]
+        spread = f"{low:,.0f} to {high:,.0f}"
+        print(
+            f"{row['contender']:34}{row['tokens_per_second']:10,.0f}{spread:>20}"
+            f"{row[f'ratio to {yardstick}']:22.2f}{row['mfu']:8.0%}"
+            f"{row['peak_memory_mib'] or '':>10}"
+        )
+    print()
+    for pair, ratio in result["ratios"].items():
+        print(f"{pair}: {ratio:.2f}")
+
+
+def draw_speeds(rows: list[dict], path: Path, title: str) -> None:
+    """A picture of the tokens a second, and how many times the first step's they are."""
     from matplotlib.figure import Figure
-    rungs = [row for row in rows if row["contender"][0].isdigit()]
-    others = [row for row in rows if row["contender"].startswith(("the original", "nanoGPT", "Hugging"))]
-    shown = (rungs + others)[::-1]
+
+    steps = [row for row in rows if row["contender"][0].isdigit()]
+    peers = [row for row in rows if row["contender"].startswith(PEERS)]
+    shown = (steps + peers)[::-1]
     figure = Figure(figsize=(9, 0.42 * len(shown) + 1.4), layout="constrained", facecolor="none")
     axes = figure.subplots()
-    colors = ["tab:blue" if row in rungs else "tab:gray" for row in shown]
-    bars = axes.barh([row["contender"] for row in shown], [row["tokens_per_second"] for row in shown], color=colors)
-    first = rungs[0]["tokens_per_second"]
-    axes.bar_label(bars, [f"{row['tokens_per_second'] / first:.2f} ×" for row in shown], padding=4, color="gray")
+    bars = axes.barh(
+        [row["contender"] for row in shown],
+        [row["tokens_per_second"] for row in shown],
+        color=["tab:blue" if row in steps else "tab:gray" for row in shown],
+    )
+    first = steps[0]["tokens_per_second"]
+    labels = [f"{row['tokens_per_second'] / first:.2f} ×" for row in shown]
+    axes.bar_label(bars, labels, padding=4, color="gray")
     axes.set_facecolor("none")
-    axes.set_title(subtitle, color="gray", size=10, loc="left")
-    axes.set_xlabel("tokens trained on a second", color="gray")
+    axes.set_title(title, color="gray", size=10, loc="left")
+    axes.set_xlabel("tokens of training a second", color="gray")
     axes.tick_params(colors="gray")
     axes.spines[:].set_visible(False)
     axes.margins(x=0.1)
     figure.savefig(path, dpi=130)
 
 
-def prepare(name, make):
-    """Make a contender's step, and take it twice: to warm up, and to compile."""
-    torch.manual_seed(0)
-    step, begin = make(), time.perf_counter()
-    for _ in range(2):
-        step()
-    print(f"{name}: two steps to warm up took {time.perf_counter() - begin:.1f} s", file=sys.stderr)
-    return step
-
-
-def in_turns(every, options):
-    """All contenders one after the other, again and again, so that a noisy machine is noisy for all → their seconds
-    in each round, and no memory."""
-    steps = {name: prepare(name, make) for name, (_, make) in every.items()}
-    return [{name: timed(step, options) for name, step in steps.items()} for _ in range(options.rounds)], {}
-
-
-def one_by_one(every, options):
-    """Each contender alone on the GPU, which could not hold all → their seconds in each round, and peaks in MiB."""
-    spent, peaks = {}, {}
-    for name, (_, make) in every.items():
-        torch.cuda.reset_peak_memory_stats()
-        step = prepare(name, make)
-        spent[name] = [timed(step, options) for _ in range(options.rounds)]
-        peaks[name] = torch.cuda.max_memory_allocated() // 2 ** 20
-        del step
-        gc.collect()
-        torch.cuda.empty_cache()
-    return [dict(zip(spent, times)) for times in zip(*spent.values())], peaks
-
-
-def measure(options):
-    """Train with all contenders → facts, a row for each, the ratios that the targets name, and who is the yardstick."""
-    every, tokens = contenders(options), options.batch * options.context
-    rounds, peaks = (one_by_one if options.device == "cuda" else in_turns)(every, options)
-    rounds = [{name: tokens / one[name] for name in one} for one in rounds]
-    model = golpo.GPTModel(config_of(options))
-    flops = 6 * (model.parameter_count() - model.pos_emb.weight.numel()) + 12 * options.layers * options.width * options.context
-    ceilings = {dtype: product_ceiling(dtype, options.device) for dtype in (FP32, options.half)}
-    peer = "the original, fp32" if options.original else "Hugging Face, fp32"
-    rows = []
-    for name, (dtype, _) in every.items():
-        speeds = [one[name] for one in rounds]
-        rows.append({"contender": name, "tokens_per_second": round(statistics.median(speeds), 1),
-                     "spread": [round(min(speeds), 1), round(max(speeds), 1)],
-                     f"ratio to {peer}": round(statistics.median(one[name] / one[peer] for one in rounds), 2),
-                     "mfu": round(statistics.median(speeds) * flops / ceilings[dtype], 3),
-                     "peak_memory_mib": peaks.get(name) or (None if options.no_memory else peak_memory(name, options))})
-    top = "7 + compiled" if options.compiled else "6 `train` itself, all of these"
-    ratios = {f"best of ours / {name}": round(statistics.median(max(one[top], one["6 `train` itself, all of these"]) / one[name]
-                                                                for one in rounds), 2)
-              for name, (dtype, _) in every.items() if dtype == options.half and name.startswith(("nano", "Hugging"))}
-    ratios |= {f"ours, fp32 / {name}": round(statistics.median(one["ours, fp32"] / one[name] for one in rounds), 2)
-               for name, (dtype, _) in every.items() if dtype == FP32 and name.startswith(("nano", "Hugging", "the"))}
-    facts = {"layers": options.layers, "width": options.width, "context": options.context, "batch": options.batch,
-             "device": torch.cuda.get_device_name() if options.device == "cuda" else f"{options.threads} CPU threads",
-             "torch": torch.__version__, "rounds": options.rounds, "flops_per_token": flops,
-             "ceiling_tflops": {NAMES[dtype]: round(ceiling / 1e12, 3) for dtype, ceiling in ceilings.items()}}
-    return facts, rows, ratios, peer
-
-
-def main():
+def parse_options() -> Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    for name, value in (("layers", 6), ("width", 384), ("heads", 6), ("context", 256), ("batch", 8), ("rounds", 5), ("threads", 2)):
+    sizes = {"layers": 6, "width": 384, "heads": 6, "context": 256, "batch": 8}
+    for name, value in (sizes | {"rounds": 5, "threads": 2}).items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--half", default="bf16", choices=("bf16", "fp16"), help="the precision of the upper rungs")
+    parser.add_argument("--half", default="bf16", choices=("bf16", "fp16"), help="from step 4 on")
     parser.add_argument("--original", help="a checkout of the original project")
     parser.add_argument("--nanogpt", help="a checkout of nanoGPT")
-    parser.add_argument("--no-compiled", dest="compiled", action="store_false", help="leave the compiled ones out")
+    parser.add_argument("--no-compiled", dest="compiled", action="store_false")
     parser.add_argument("--no-memory", action="store_true", help="do not measure memory")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/training.json and docs/speed-ladder.png")
+    parser.add_argument("--save", action="store_true", help="write the JSON file and the picture")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    options.half = {"bf16": BF16, "fp16": FP16}[options.half]
+    options.half = {"bf16": torch.bfloat16, "fp16": torch.float16}[options.half]
+    return options
+
+
+def main() -> None:
+    options = parse_options()
     torch.set_num_threads(options.threads)
     if options.memory_of:
-        tell_memory(contenders(options)[options.memory_of][1]())
+        step = make_contenders(options)[options.memory_of].make()
+        for _ in range(3):
+            step()
+        print(own_peak_memory())
         return
-    facts, rows, ratios, peer = measure(options)
-    print("\n" + " · ".join(f"{name} {value}" for name, value in facts.items()) + "\n")
-    print(f"{'':34}{'tokens/s':>10}{'spread':>20}{'x ' + peer:>22}{'MFU':>8}{'peak MiB':>10}")
-    for row in rows:
-        low, high = row["spread"]
-        print(f"{row['contender']:34}{row['tokens_per_second']:10,.0f}{f'{low:,.0f} to {high:,.0f}':>20}"
-              f"{row[f'ratio to {peer}']:22.2f}{row['mfu']:8.0%}{row['peak_memory_mib'] or '':>10}")
-    print("\n" + "\n".join(f"{pair}: {ratio:.2f}" for pair, ratio in ratios.items()))
+    facts = print_machine()
+    result = measure(options)
+    print_result(result)
     if options.save:
-        everything = {**facts, "rows": rows, "ratios": ratios}
-        (HERE / "training.json").write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
-        draw_ladder(rows, HERE.parent / "docs" / "speed-ladder.png",
-                    f"{facts['layers']} layers × {facts['width']}, context {facts['context']}, batch {facts['batch']}, "
-                    f"{facts['device']}; × the first")
+        text = json.dumps({**facts, **result}, indent=1)
+        (BENCHMARKS / "training.json").write_text(text + "\n", encoding="utf-8")
+        title = f"{result['layers']} layers × {result['width']}, context {result['context']}, "
+        title += f"batch {result['batch']}, {facts['processor']}; × the first step"
+        draw_speeds(result["rows"], PROJECT / "docs" / "training-speed.png", title)
 
 
 if __name__ == "__main__":

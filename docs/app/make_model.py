@@ -1,0 +1,60 @@
+"""Write a storyteller for the page docs/app/: an ONNX model in 8 bits and its tokenizer.
+
+    python docs/app/make_model.py --checkpoint bundled --output docs/app/model
+
+It needs: pip install onnxscript onnxruntime. The page reads the folder when it is dropped on
+it; the one in docs/app/model is its default.
+"""
+
+import argparse
+import gzip
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(PROJECT))
+
+# The project need not be installed.
+from golpo.export_onnx import MODEL_FILE, export_onnx  # noqa: E402
+from golpo.inference import load_storyteller  # noqa: E402
+from golpo.packages import import_optional  # noqa: E402
+
+PAGE_FILES = ("config.json", "tokenizer.json")
+
+
+def make_page_model(checkpoint: str, folder: Path) -> None:
+    """Export a checkpoint as ONNX with a key/value cache, and store its matrices in 8 bits.
+
+    Raises MissingPackageError without onnxscript and onnxruntime.
+    """
+    quantization = import_optional("onnxruntime.quantization", "the page's model")
+    model, tokenizer, *_ = load_storyteller(checkpoint)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as source:
+        export_onnx(model, tokenizer, source)
+        # This stores all matrices as they are multiplied; the next step skips transposed ones.
+        quantization.quant_pre_process(
+            f"{source}/{MODEL_FILE}", f"{source}/plain.onnx", skip_symbolic_shape=True
+        )
+        # Unsigned weights: products of two unsigned bytes saturate on no processor, so each
+        # runtime computes the same sums. One scale for a column of a matrix, not for all of it.
+        quantization.quantize_dynamic(
+            f"{source}/plain.onnx",
+            f"{source}/model8.onnx",
+            weight_type=quantization.QuantType.QUInt8,
+            per_channel=True,
+        )
+        packed = gzip.compress(Path(source, "model8.onnx").read_bytes(), mtime=0)
+        (folder / "model.onnx.gz").write_bytes(packed)
+        for name in PAGE_FILES:
+            shutil.copy(Path(source) / name, folder / name)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Write a storyteller for the page docs/app/.")
+    parser.add_argument("--checkpoint", default="bundled", help="as for `golpo generate`")
+    parser.add_argument("--output", type=Path, default=PROJECT / "docs" / "app" / "model")
+    options = parser.parse_args()
+    make_page_model(options.checkpoint, options.output)

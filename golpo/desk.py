@@ -1,0 +1,175 @@
+"""The writer's desk: what its page can ask for. The page itself is desk.js; this knows no widget.
+
+A page sends messages {"do": name, …}; `receive` calls the action of that name with the rest as
+keywords. Answers go to `send`: {"ev": name, …}, and {"+": words} for words that the model adds.
+"""
+
+import os
+
+import tiktoken
+
+from golpo.console import plain_text
+from golpo.desk_choices import Alternatives
+from golpo.desk_form import DeskForm
+from golpo.desk_learning import Learning
+from golpo.desk_runner import Runner
+from golpo.desk_shelf import DeskShelf
+from golpo.desk_writing import Writing
+from golpo.inspector import inspect_next
+from golpo.manuscript import MODEL, Manuscript
+from golpo_utils import GPTModel, check_kind
+
+WHILE_WRITING = ("hello", "stop", "form", "search", "star", "export", "strength")
+ENDINGS = {"end": "the story came to its end", "limit": "max tokens reached", "stopped": "stopped"}
+
+
+class Desk:
+    """One story being written, and everything that a page shows beside it.
+
+    shown: the text as the pages have it. Positions are counted in characters of Python's str.
+    """
+
+    def __init__(self, model: GPTModel, tokenizer: tiktoken.Encoding, output_dir, speaker, send):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.speaker = speaker
+        self.send = send
+        self.manuscript = Manuscript()
+        self.shown = ""
+        self.runner = Runner(self.report)
+        self.writing = Writing(self)
+        self.form = DeskForm(self, output_dir)
+        self.shelf = DeskShelf(self, output_dir)
+        self.alternatives = Alternatives(self, output_dir)
+        self.learning = Learning(self, output_dir)
+        self.actions = {
+            "hello": self.hello,
+            "edit": self.edit,
+            "title": self.set_title,
+            "undo": self.undo,
+            "redo": self.redo,
+            "inspect": self.inspect,
+        }
+        for part in (self.writing, self.form, self.shelf, self.alternatives, self.learning):
+            self.actions |= part.actions
+
+    def receive(self, message: dict) -> None:
+        """Do what a page asks for; an error becomes one sentence on the page."""
+        try:
+            values = dict(message)
+            name = values.pop("do", None)
+            if name not in self.actions:
+                raise ValueError(f"the page asks for {name!r}, which the desk does not know")
+            if self.runner.busy and name not in WHILE_WRITING:
+                raise ValueError("the model is at work; press Stop first")
+            self.actions[name](**values)
+        except Exception as error:
+            self.report(error)
+
+    def report(self, error: Exception | None) -> None:
+        """Show an exception as one sentence, and the state after it."""
+        if error is not None:
+            self.say(str(error) or type(error).__name__)
+        self.show_state()
+
+    def say(self, text: str) -> None:
+        """Show a sentence to the person."""
+        self.send({"ev": "message", "text": text})
+
+    def hello(self) -> None:
+        """A page has opened: it gets all there is."""
+        self.show()
+        event = self.form.event() | {
+            "ev": "all",
+            "speaker": self.speaker,
+            "layers": len(self.model.trf_blocks),
+            "heads": self.model.config["n_heads"],
+            "text": self.shown,
+        }
+        self.send(event | self.facts())
+        self.alternatives.show()
+        self.learning.show()
+        self.shelf.search()
+
+    def facts(self) -> dict:
+        """Title, authors and state, as each change may have altered them."""
+        now = self.manuscript.now
+        state = "ready"
+        if self.runner.busy:
+            state = "writing"
+        elif now.ended == "stopped":
+            state = "stopped"
+        return {
+            "title": now.title,
+            "marks": [[int(p.author == MODEL), len(p.text)] for p in now.passages],
+            "state": state,
+            "why": ENDINGS.get(now.ended, ""),
+            "undo": self.manuscript.can_undo,
+            "redo": self.manuscript.can_redo,
+            "retry": self.manuscript.last_passage() is not None,
+            **self.writing.facts(),
+        }
+
+    def show_state(self) -> None:
+        self.send({"ev": "state", **self.facts()})
+
+    def show(self, source: str = "") -> None:
+        """Send what differs from the text that the pages have. source: the page that has it."""
+        old = self.shown
+        new = self.manuscript.text
+        start = len(os.path.commonprefix([old, new]))
+        tail = len(os.path.commonprefix([old[start:][::-1], new[start:][::-1]]))
+        change = {"at": start, "cut": len(old) - tail - start, "new": new[start : len(new) - tail]}
+        self.shown = new
+        self.send({"ev": "text", "source": source, **change, **self.facts()})
+
+    def edit(self, start: int, end: int, text: str, length: int, source: str = "") -> None:
+        """A person replaced what stood from `start` to `end`. length: of the text before that."""
+        for value in (start, end, length):
+            check_kind("a position", value, int, "a whole number")
+        check_kind("the new text", text, str, "text")
+        if length != len(self.manuscript.text):
+            self.hello()
+            raise ValueError("another page has changed the story; this page now shows that")
+        clean = plain_text(text.encode("utf-8", "replace").decode())
+        self.manuscript.edit(start, end, clean)
+        self.shown = self.manuscript.text
+        if clean != text:
+            self.hello()
+        else:
+            change = {"at": start, "cut": end - start, "new": text}
+            self.send({"ev": "text", "source": source, **change, **self.facts()})
+        self.shelf.keep()
+
+    def set_title(self, title: str) -> None:
+        """A person changed the title."""
+        check_kind("the title", title, str, "text")
+        self.manuscript.set_title(" ".join(plain_text(title).split()))
+        self.show_state()
+        self.shelf.keep()
+
+    def change(self, manuscript: Manuscript) -> None:
+        """Show another story."""
+        self.manuscript = manuscript
+        self.writing.forget()
+        self.alternatives.close()
+        self.show()
+
+    def undo(self) -> None:
+        self.manuscript.undo()
+        self.show()
+        self.shelf.keep()
+
+    def redo(self) -> None:
+        self.manuscript.redo()
+        self.show()
+        self.shelf.keep()
+
+    def inspect(self, layer: int = 0, head: int = 0) -> None:
+        """Show the likeliest next tokens, and where a head looks."""
+        now = self.manuscript.now
+        sampling = self.form.sampling()
+        bars, picture = inspect_next(
+            self.model, self.tokenizer, now.text, now.title, sampling, int(layer), int(head)
+        )
+        self.send({"ev": "inspect", "bars": bars}, [picture])

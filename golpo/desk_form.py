@@ -1,0 +1,160 @@
+"""The writer's desk: the settings of its sliders, its note, its requests, and presets by name."""
+
+import json
+
+from golpo.files import as_path, make_folder, replace_file
+from golpo.requests import CHOICES, Request
+from golpo.stories import DEFAULT_SAMPLING
+from golpo_utils import Sampling, check_kind
+
+# What a slider shows: label, lowest, highest, step, help. The names are those of `stream_story`.
+SLIDERS = {
+    "temperature": (
+        "temperature",
+        0.0,
+        2.0,
+        0.05,
+        "0 takes the most likely token; 1 samples with the model's own probabilities",
+    ),
+    "top_k": ("top-k", 0, 200, 1, "sample among so many most likely tokens; 0: among all"),
+    "max_new_tokens": (
+        "max tokens",
+        10,
+        2000,
+        10,
+        "the longest passage; a token is about ¾ of a word",
+    ),
+    "top_p": ("top-p", 0.05, 1.0, 0.05, "sample among the fewest tokens of this probability"),
+    "min_p": ("min-p", 0.0, 0.5, 0.01, "drop tokens below this share of the highest probability"),
+    "repetition_penalty": (
+        "repetition penalty",
+        1.0,
+        2.0,
+        0.05,
+        "above 1, tokens that stood before become less likely",
+    ),
+    "seed": ("seed", 0, 9999, 1, "the same seed and settings give the same words again"),
+}
+IN_VIEW = ("temperature", "top_k", "max_new_tokens")
+IN_PRESETS = ("temperature", "top_k", "min_p", "repetition_penalty")
+PRESETS = {
+    "careful": {"temperature": 0.6, "top_k": 40, "min_p": 0.15, "repetition_penalty": 1.0},
+    "balanced": {name: DEFAULT_SAMPLING[name] for name in IN_PRESETS},
+    "wild": {"temperature": 1.3, "top_k": 0, "min_p": 0.02, "repetition_penalty": 1.1},
+    "exact": {"temperature": 0.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0},
+}
+PRESETS_FILE = "presets.json"
+TEXTS = ("note", "hero", "words", "length")
+
+
+class DeskForm:
+    """What the controls are set to. values: a number a slider, and a text a field."""
+
+    def __init__(self, desk, output_dir):
+        self.desk = desk
+        self.path = as_path("output_dir", output_dir) / PRESETS_FILE
+        self.values = {**DEFAULT_SAMPLING, "seed": 1, **dict.fromkeys(TEXTS, "")}
+        self.own = self.read_presets()
+        self.actions = {
+            "form": self.take,
+            "save_preset": self.save_preset,
+            "delete_preset": self.delete_preset,
+        }
+
+    def event(self) -> dict:
+        """What a page needs to build its controls."""
+        return {
+            "sliders": [[name, *spec, name in IN_VIEW] for name, spec in SLIDERS.items()],
+            "values": self.values,
+            "presets": PRESETS | self.own,
+            "own": list(self.own),
+            "lengths": list(CHOICES["length"]),
+        }
+
+    def take(self, values: dict, source: str = "") -> None:
+        """A person moved a slider or filled a field."""
+        self.set(values, source)
+        if "note" in values:
+            self.desk.shelf.keep()
+
+    def set(self, values: dict, source: str = "") -> None:
+        """Set controls, on all pages but `source`. Raises ValueError for a bad value."""
+        for name, value in values.items():
+            if name in SLIDERS:
+                self.values[name] = checked(name, value)
+            elif name in TEXTS:
+                check_kind(f"the field {name}", value, str, "text")
+                self.values[name] = value.encode("utf-8", "replace").decode()
+            else:
+                raise ValueError(f"the page sets {name!r}, which the desk does not have")
+        self.desk.send({"ev": "form", "source": source, "values": values})
+
+    def next_seed(self, used: int = 1) -> None:
+        """Take the seed after `used` ones, so that the same settings give other words."""
+        seed = (self.values["seed"] + used) % (SLIDERS["seed"][2] + 1)
+        self.set({"seed": seed})
+
+    def settings(self) -> dict:
+        """The keywords of `stream_story`."""
+        return {name: self.values[name] for name in SLIDERS}
+
+    def sampling(self) -> Sampling:
+        """How a token is sampled."""
+        rest = ("seed", "max_new_tokens")
+        return Sampling(**{n: v for n, v in self.settings().items() if n not in rest})
+
+    def request(self) -> Request:
+        """What the story shall have; nothing, by default."""
+        values = self.values
+        return Request(
+            hero=values["hero"].strip() or None,
+            words=(values["words"],),
+            length=values["length"] or None,
+        )
+
+    def options(self) -> dict:
+        """The keywords of `stream_passage`. Raises ValueError for what cannot be asked for."""
+        self.sampling()
+        return {"note": self.values["note"], "request": self.request(), **self.settings()}
+
+    def read_presets(self) -> dict:
+        """The writer's own presets; none if their file is missing or damaged."""
+        try:
+            found = json.loads(self.path.read_bytes())
+            return {
+                str(name): {key: checked(key, value) for key, value in preset.items()}
+                for name, preset in found.items()
+                if name not in PRESETS
+            }
+        except (OSError, ValueError, TypeError, AttributeError):
+            return {}
+
+    def save_preset(self, name: str) -> None:
+        """Keep the sliders, without the seed, as a preset of the writer's own."""
+        check_kind("the preset's name", name, str, "text")
+        name = " ".join(name.split())[:40]
+        if not name or name in PRESETS:
+            raise ValueError(f"a preset of your own cannot be called {name!r}; give another name")
+        self.own[name] = {key: self.values[key] for key in SLIDERS if key != "seed"}
+        self.write_presets()
+
+    def delete_preset(self, name: str) -> None:
+        """Forget a preset of the writer's own."""
+        if self.own.pop(name, None) is not None:
+            self.write_presets()
+
+    def write_presets(self) -> None:
+        content = json.dumps(self.own, ensure_ascii=False, indent=1).encode("utf-8", "replace")
+        self.desk.send({"ev": "presets", "presets": PRESETS | self.own, "own": list(self.own)})
+        make_folder(self.path.parent)
+        replace_file(self.path, lambda file: file.write(content))
+
+
+def checked(name: str, value) -> int | float:
+    """A slider's value as the number that it must be. Raises ValueError for any other."""
+    if name not in SLIDERS:
+        raise ValueError(f"there is no slider {name!r}")
+    label, low, high, step, _ = SLIDERS[name]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise ValueError(f"{label} is {value!r}; it must be a number from {low} to {high}")
+    return int(value) if isinstance(step, int) else float(value)

@@ -1,0 +1,79 @@
+"""The writer's desk: learning from the choices that were made, and how much it counts."""
+
+import asyncio
+
+from golpo.choices import CHOICES_FILE, read_choices
+from golpo.files import as_path
+from golpo.lora import MAX_STRENGTH, load_adapter, remove_adapter, set_adapter_strength
+from golpo.preferences import LEAST_CHOICES, learn_steps
+from golpo.tastes import newest_taste
+
+DONE = object()
+
+
+class Learning:
+    """The adapter that was learned from choices. name: in the model; "" without one."""
+
+    def __init__(self, desk, output_dir):
+        self.desk = desk
+        self.folder = as_path("output_dir", output_dir)
+        self.name = ""
+        self.strength = 0.0
+        self.actions = {"learn": self.learn, "strength": self.set_strength}
+
+    def show(self) -> None:
+        """Send how many choices there are, and how much the taste counts."""
+        try:
+            choices = len(read_choices(self.folder).choices)
+            has_taste = newest_taste(self.folder) is not None
+        except OSError as error:
+            self.desk.say(f"{CHOICES_FILE} cannot be read: {error}")
+            return
+        event = {"choices": choices, "least": LEAST_CHOICES, "has_taste": has_taste}
+        self.desk.send({"ev": "taste", **event, "strength": self.strength, "most": MAX_STRENGTH})
+
+    def set_strength(self, value: float) -> None:
+        """Let what was learned count from 0 (not at all) to 1.5; it is loaded when first used."""
+        if not self.name:
+            folder = newest_taste(self.folder)
+            if folder is None:
+                raise ValueError("nothing has been learned yet; press Learn from my choices")
+            self.name = load_adapter(self.desk.model, folder)
+        set_adapter_strength(self.desk.model, value, self.name)
+        self.strength = float(value)
+
+    def learn(self) -> None:
+        """Learn from all choices, in the background."""
+        choices = read_choices(self.folder).choices
+        if self.name:  # learning begins with the plain model
+            remove_adapter(self.desk.model, self.name)
+            self.name = ""
+            self.strength = 0.0
+        steps = learn_steps(self.desk.model, self.desk.tokenizer, choices, self.folder)
+        self.desk.runner.start(self.run(steps))
+        self.desk.show_state()
+
+    async def run(self, steps) -> None:
+        """Take the steps on another thread, so that the page answers; Stop saves nothing."""
+        loop = asyncio.get_running_loop()
+        learned = None
+
+        def take_step():
+            nonlocal learned
+            try:
+                return next(steps)
+            except StopIteration as end:
+                learned = end.value
+                return DONE
+
+        while not self.desk.runner.stops:
+            progress = await loop.run_in_executor(None, take_step)
+            if progress is DONE:
+                break
+            self.desk.say(f"{progress}; Stop saves nothing")
+        if learned is None:
+            self.desk.say("Learning was stopped; nothing was saved.")
+            return
+        self.set_strength(1.0)
+        self.desk.say(learned.describe().replace("\n", " "))
+        self.show()

@@ -1,0 +1,107 @@
+"""The writer's desk: the story is kept as it is written, and the shelf shows all of them."""
+
+from golpo.books import Chapter, export_stories
+from golpo.manuscript import Manuscript
+from golpo.shelf import Shelf, ShelfStory
+from golpo_utils import check_kind
+
+MOST_SHOWN = 200
+
+
+class DeskShelf:
+    """The story that is written, as a file, and what a page can do with the others."""
+
+    def __init__(self, desk, output_dir):
+        self.desk = desk
+        self.shelf = Shelf(output_dir)
+        self.story = ShelfStory()
+        self.trouble = ""  # why the story could not be kept last
+        self.words = ""  # that are searched for
+        self.actions = {
+            "search": self.search,
+            "open": self.open,
+            "new": self.new,
+            "star": self.star,
+            "delete": self.delete,
+            "export": self.export,
+        }
+
+    def keep(self, list_again: bool = False) -> None:
+        """Write the story's file; a disk that refuses is named once and stops nobody."""
+        now = self.desk.manuscript.now
+        if not now.text.strip() and not now.title.strip() and not self.is_kept():
+            return
+        self.story.keep(now, self.desk.form.values["note"])
+        try:
+            self.shelf.save(self.story)
+        except OSError as error:
+            if str(error) != self.trouble:
+                self.desk.say(f"The story is not kept as a file: {error}")
+            self.trouble = str(error)
+            return
+        self.trouble = ""
+        if list_again:
+            self.search(self.words)
+
+    def is_kept(self) -> bool:
+        """Whether the story has a file."""
+        return self.shelf.path(self.story.name).is_file()
+
+    def search(self, words: str = "") -> None:
+        """List the stories that have these words."""
+        check_kind("what is searched for", words, str, "text")
+        self.words = words
+        try:
+            found = self.shelf.search(words)
+        except OSError as error:
+            self.desk.say(f"The shelf cannot be read: {error}")
+            return
+        rows = [story.summary() for story in found[:MOST_SHOWN]]
+        event = {"ev": "shelf", "rows": rows, "more": len(found) - len(rows)}
+        self.desk.send(event | {"skipped": self.shelf.skipped, "open": self.story.name})
+
+    def open(self, name: str) -> None:
+        """Show a story of the shelf, and write on in its file."""
+        self.keep()
+        story = self.shelf.read(name)
+        manuscript = Manuscript()
+        manuscript.versions = [story.version()]
+        manuscript.runs = max((p.run for p in manuscript.now.passages), default=0)
+        self.story = story
+        self.desk.form.set({"note": story.note})
+        self.desk.change(manuscript)
+        self.search(self.words)
+
+    def new(self) -> None:
+        """Begin an empty story."""
+        self.keep()
+        self.story = ShelfStory()
+        self.desk.form.set({"note": ""})
+        self.desk.change(Manuscript())
+        self.search(self.words)
+
+    def star(self, name: str, starred: bool) -> None:
+        """Give a story a star, or take it away."""
+        if name == self.story.name:
+            self.story.starred = bool(starred)
+        self.shelf.star(name, starred)
+        self.search(self.words)
+
+    def delete(self, name: str) -> None:
+        """Delete a story's file; if it is the one that is shown, an empty one takes its place."""
+        self.shelf.delete(name)
+        if name == self.story.name:
+            self.story = ShelfStory()
+            self.desk.form.set({"note": ""})
+            self.desk.change(Manuscript())
+        self.search(self.words)
+
+    def export(self, kind: str, everything: bool = False) -> None:
+        """Send a file with the story that is shown, or with all of the shelf, oldest first."""
+        now = self.desk.manuscript.now
+        chapters = [Chapter(now.title, now.text)] if now.text.strip() else []
+        if everything:
+            found = reversed(self.shelf.stories())
+            chapters = [Chapter(story.title, story.text) for story in found]
+        name, media_type, content = export_stories(chapters, kind)
+        self.desk.send({"ev": "file", "name": name, "type": media_type}, [content])

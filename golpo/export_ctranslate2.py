@@ -1,0 +1,40 @@
+"""A model for CTranslate2, through an export in Hugging Face's format."""
+
+import contextlib
+import io
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+import tiktoken
+
+from golpo.files import make_folder
+from golpo.huggingface import export_hf
+from golpo.packages import import_optional
+from golpo_utils import GPTModel
+
+# What the tokenizer and the sampling of an export consist of; clients read these files, too.
+CLIENT_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
+
+
+def export_ctranslate2(
+    model: GPTModel,
+    tokenizer: tiktoken.Encoding,
+    folder: str | Path,
+    precision: Literal["int8", "float32"] = "int8",
+) -> None:
+    """Write `folder` for ctranslate2.Generator, with tokenizer.json beside the weights.
+
+    Raises MissingPackageError without ctranslate2 and transformers, and ValueError for another
+    precision or widths that GPT-2 cannot have.
+    """
+    if precision not in ("int8", "float32"):
+        raise ValueError(f"precision is {precision!r}; it must be 'int8' or 'float32'")
+    import_optional("transformers", "the CTranslate2 format")
+    converters = import_optional("ctranslate2.converters", "the CTranslate2 format")
+    make_folder(Path(folder))
+    with tempfile.TemporaryDirectory() as source:
+        export_hf(model, tokenizer, source)
+        converter = converters.TransformersConverter(source, copy_files=list(CLIENT_FILES))
+        with contextlib.redirect_stderr(io.StringIO()):  # a progress bar for a moment's work
+            converter.convert(str(folder), quantization=precision, force=True)

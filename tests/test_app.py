@@ -1,0 +1,295 @@
+"""The page docs/app/ in headless Chromium, without a network: it loads, writes, stops, refuses."""
+
+import functools
+import gzip
+import http.server
+import json
+import re
+import shutil
+import threading
+
+import numpy as np
+import pytest
+
+from golpo.inference import load_storyteller
+from golpo.paths import PROJECT_DIR
+from golpo_utils import END, story_opening
+
+playwright = pytest.importorskip("playwright.sync_api", reason="Playwright for Python is missing")
+onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is missing")
+CHROMIUM = shutil.which("chromium")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no browser: apt-get install chromium"),
+]
+
+MODEL = PROJECT_DIR / "docs" / "app" / "model"
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
+FLAGS += ["--disable-background-networking", "--disable-component-update"]
+OPENINGS = [  # (title, opening)
+    ("", "Once upon a time, a little fox"),
+    ("The Lost Kite", ""),
+    ("", "The old lighthouse keeper"),
+    ("The Moon", "One night, a boy"),
+    ("", "Mia had a red ball.\n\nOne day"),
+]
+TOKENS = 40  # a step of the slider
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    """Python's own server of files, without its log."""
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def address():
+    handler = functools.partial(QuietHandler, directory=PROJECT_DIR / "docs")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def page(browser, address):
+    """The page at a phone's width, with the bundled storyteller; nothing else can be reached."""
+    context = browser.new_context(viewport={"width": 390, "height": 844}, accept_downloads=True)
+    asked = []
+    context.route(
+        lambda url: not url.startswith(address),
+        lambda route: (asked.append(route.request.url), route.abort()),
+    )
+    page = context.new_page()
+    page.set_default_timeout(45_000)
+    problems = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto(f"{address}/app/")
+    page.wait_for_selector("#write:enabled")
+    yield page
+    assert not problems
+    assert all(url.startswith(("data:", "blob:")) for url in asked), asked
+    context.close()
+
+
+def choose(page, **values):
+    """Set fields by their ids; sliders, too."""
+    for name, value in values.items():
+        page.evaluate(
+            """([id, value]) => {
+                const field = document.getElementById(id);
+                field.value = value;
+                field.dispatchEvent(new Event("input"));
+            }""",
+            [name.replace("_", "-"), str(value)],
+        )
+
+
+def write(page):
+    """Write a story to its end → what the page knows about it."""
+    page.evaluate("window.lastStory = null")
+    page.keyboard.press("Control+Enter")
+    page.wait_for_function("window.lastStory")
+    return page.evaluate("window.lastStory")
+
+
+def greedy(session, opening, end, count):
+    """The likeliest tokens after `opening`, with the cache, in Python's ONNX Runtime."""
+    names = {field.name for field in session.get_inputs()}
+    outputs = [field.name for field in session.get_outputs()]
+    cache = {name: np.zeros((1, 6, 0, 64), np.float32) for name in names if name.endswith("key")}
+    cache |= {name.replace(".key", ".value"): empty for name, empty in cache.items()}
+    tokens, new, past = [], opening, 0
+    while len(tokens) < count:
+        feeds = {
+            "input_ids": np.array([new]),
+            "attention_mask": np.ones((1, past + len(new)), np.int64),
+            "position_ids": np.arange(past, past + len(new))[None],
+        }
+        feeds = {name: value for name, value in feeds.items() if name in names}
+        results = dict(zip(outputs, session.run(outputs, feeds | cache), strict=True))
+        best = int(results.pop("logits")[0, -1].argmax())
+        if best == end:
+            break
+        past += len(new)
+        cache = {name.replace("present", "past_key_values"): t for name, t in results.items()}
+        new = [best]
+        tokens.append(best)
+    return tokens
+
+
+def test_the_page_writes_what_onnx_runtime_writes_in_python(page):
+    """The same file, the same five openings, greedy: the same tokens."""
+    _, tokenizer, *_ = load_storyteller("bundled")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # the page has one, too
+    packed = (MODEL / "model.onnx.gz").read_bytes()
+    session = onnxruntime.InferenceSession(gzip.decompress(packed), options)
+    end = tokenizer.encode_single_token(END)
+    choose(page, temperature=0, max_tokens=TOKENS)
+    for title, opening in OPENINGS:
+        ids = story_opening(tokenizer, opening, title or None)
+        choose(page, title=title, opening=opening)
+        told = write(page)
+        assert told["tokens"] == greedy(session, ids, end, TOKENS), (title, opening)
+        words = tokenizer.decode([t for t in told["tokens"] if t not in special_ids(tokenizer)])
+        assert words.strip() in page.inner_text("#story"), "the page shows other words"
+
+
+def special_ids(tokenizer):
+    return {tokenizer.encode_single_token(name) for name in tokenizer.special_tokens_set}
+
+
+def test_a_seed_gives_the_same_story_again(page):
+    choose(page, title="", opening="A small cat", temperature=1, max_tokens=40, seed=3)
+    first = write(page)
+    assert write(page)["text"] == first["text"]
+    choose(page, seed=4)
+    assert write(page)["text"] != first["text"]
+    assert page.inner_text("#status").endswith("seed 4")
+
+
+def test_stop_and_escape(page):
+    """The story stands still 0.2 s after Stop, and the next one begins."""
+    for stop in (lambda: page.click("#stop"), lambda: page.keyboard.press("Escape")):
+        choose(page, title="", opening="One day", temperature=1, top_k=0, min_p=0, max_tokens=1000)
+        page.click("#write")
+        page.wait_for_function("document.getElementById('prose').innerText.length > 40")
+        stop()
+        page.wait_for_timeout(200)
+        text = page.inner_text("#story")
+        assert "stopped · seed" in page.inner_text("#status")
+        page.wait_for_timeout(300)
+        assert page.inner_text("#story") == text
+        assert page.is_enabled("#write")
+
+
+def test_no_half_character_is_shown(page):
+    """Emoji and Bengali are several tokens each in this vocabulary."""
+    choose(page, title="", opening="গল্প 🐘", temperature=0, max_tokens=20)
+    write(page)
+    assert "গল্প 🐘" in page.inner_text("#story")
+    choose(page, temperature=1.5, top_k=0, min_p=0, max_tokens=60, seed=1)
+    page.evaluate(
+        """() => {
+            window.seen = [];
+            new MutationObserver(() => seen.push(document.getElementById("prose").textContent))
+                .observe(document.getElementById("prose"), {childList: true, subtree: true});
+        }"""
+    )
+    final = write(page)["text"]
+    seen = page.evaluate("window.seen")
+    assert len(seen) > 3
+    assert all(final.count("\ufffd") >= text.count("\ufffd") for text in seen)
+
+
+def test_a_file_that_is_no_storyteller_is_refused_in_a_sentence(page, tmp_path):
+    """And the storyteller that was there before goes on."""
+    cases = {
+        "notes.txt": (b"hello", "There is no .onnx file in what you dropped, only notes.txt"),
+        "model.onnx": (b"not a model", "There is no tokenizer.json beside model.onnx"),
+    }
+    for name, (content, sentence) in cases.items():
+        folder = tmp_path / name.replace(".", "-")
+        folder.mkdir()
+        (folder / name).write_bytes(content)
+        page.set_input_files("#folder", folder)
+        page.wait_for_function("document.getElementById('message').textContent")
+        assert sentence in page.inner_text("#message")
+    shutil.copy(MODEL / "tokenizer.json", folder)
+    page.set_input_files("#folder", folder)
+    page.wait_for_function("document.getElementById('message').textContent.includes('ONNX')")
+    assert "model.onnx is not a model that ONNX Runtime can read" in page.inner_text("#message")
+    choose(page, title="", opening="A dog", temperature=0, max_tokens=20)
+    assert write(page)["count"] > 5
+    assert page.inner_text("#message") == ""
+
+
+def test_a_folder_with_a_storyteller_is_loaded(page, tmp_path):
+    for name in ("tokenizer.json", "config.json", "model.onnx.gz"):
+        shutil.copy(MODEL / name, tmp_path)
+    page.set_input_files("#folder", tmp_path)
+    page.wait_for_function(
+        "document.getElementById('status').textContent.includes('model.onnx.gz')"
+    )
+    choose(page, title="The Bee", opening="", temperature=0, max_tokens=20)
+    assert write(page)["text"].startswith("<|title|>The Bee</|title|>")
+
+
+def test_a_story_is_downloaded_as_text(page):
+    choose(page, title="The Red Hat", opening="Once", temperature=0, max_tokens=20)
+    write(page)
+    with page.expect_download() as waiting:
+        page.click("#download")
+    assert waiting.value.suggested_filename == "The-Red-Hat.txt"
+    text = waiting.value.path().read_text(encoding="utf-8")
+    assert text.startswith("The Red Hat\n\nOnce")
+    assert "<|" not in text
+
+
+def open_settings(page):
+    """On a phone they are closed at first."""
+    page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
+
+
+def test_a_phone_need_not_scroll_sideways(page):
+    open_settings(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_each_control_has_a_label(page):
+    """As Chromium's accessibility tree names them for a screen reader."""
+    open_settings(page)
+    tree = page.locator("main").aria_snapshot()
+    for name in ("Temperature", "Top-k", "Top-p", "Min-p", "Max tokens"):
+        assert f'slider "{name}"' in tree, tree
+    assert re.search(r'textbox "Title', tree) and re.search(r'textbox "Opening', tree)
+    assert 'spinbutton "Seed"' in tree
+    assert "- status" in tree
+
+
+def luminance(colour):
+    """Relative luminance of "rgb(r, g, b)", WCAG 2.2."""
+    parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_has_contrast(page, scheme):
+    page.emulate_media(color_scheme=scheme)
+    names = ["h1", "header p", ".hint", "small", "#write", "#prose", "#status", ".own", "#message"]
+    pairs = page.evaluate(
+        """(names) => names.map((name) => {
+            const text = document.querySelector(name);
+            let ground = text;
+            const colour = (one) => getComputedStyle(one).backgroundColor;
+            while (colour(ground) === "rgba(0, 0, 0, 0)") ground = ground.parentElement;
+            return [name, getComputedStyle(text).color, colour(ground)];
+        })""",
+        names,
+    )
+    for name, ink, paper in pairs:
+        low, high = sorted((luminance(ink), luminance(paper)))
+        assert (high + 0.05) / (low + 0.05) >= 4.5, (name, ink, paper)
+
+
+def test_the_files_of_the_page_are_small_and_belong_to_the_bundled_model():
+    assert sum(path.stat().st_size for path in MODEL.iterdir()) <= 16e6
+    vendor = MODEL.parent / "vendor"
+    assert sum(path.stat().st_size for path in vendor.iterdir()) <= 12e6
+    bundled = PROJECT_DIR / "voice"
+    assert (MODEL / "tokenizer.json").read_bytes() == (bundled / "tokenizer.json").read_bytes()
+    exported = json.loads((bundled / "config.json").read_text())["golpo_kothok"]["config"]
+    told = json.loads((MODEL / "config.json").read_text())["golpo_kothok"]["config"]
+    assert told == exported, "run: python docs/app/make_model.py"

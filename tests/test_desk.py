@@ -1,0 +1,497 @@
+"""The writer's desk without a browser: what a page asks for, and what it is shown."""
+
+import asyncio
+import json
+import math
+import os
+import signal
+
+import pytest
+import torch
+from helpers import WORDS_CONFIG
+
+import golpo.desk_choices
+import golpo.desk_writing
+from golpo.adapter_files import base_fingerprint
+from golpo.choices import read_choices
+from golpo.desk import Desk
+from golpo.desk_stream import StoryReader, stream_passage
+from golpo.requests import Request, request_opening
+from golpo.shelf import Shelf
+from golpo.stories import remove_markers
+from golpo_utils import GPTModel, get_tokenizer, stream_story
+
+HOSTILE = [
+    "",
+    "   ",
+    "a" * 800,
+    "😀" * 20,
+    "<b>&amp;</b>",
+    "$$x^2$$",
+    "<|end|> <|title|>",
+    "\x1b[2J",
+]
+
+
+class Page:
+    """What a page shows, by what it is sent alone: golpo/desk.js does the same."""
+
+    def __init__(self):
+        self.text = ""
+        self.events = []
+        self.files = []
+
+    def take(self, event, buffers=None):
+        self.events.append(json.loads(json.dumps(event)))
+        self.files += buffers or []
+        if "+" in event:
+            self.text += event["+"]
+        elif event.get("ev") == "all":
+            self.text = event["text"]
+        elif event.get("ev") == "text":
+            end = event["at"] + event["cut"]
+            self.text = self.text[: event["at"]] + event["new"] + self.text[end:]
+
+    def last(self, name):
+        return next((event for event in reversed(self.events) if event.get("ev") == name), None)
+
+    def messages(self):
+        return [event["text"] for event in self.events if event.get("ev") == "message"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return GPTModel(WORDS_CONFIG).eval(), get_tokenizer(4096)
+
+
+@pytest.fixture
+def desk(model, tmp_path):
+    page = Page()
+    desk = Desk(*model, tmp_path, "a model", page.take)
+    desk.page = page
+    desk.ask = lambda do, /, **values: desk.receive({"do": do, **values})
+    desk.ask("hello")
+    desk.ask("form", values={"max_new_tokens": 20})
+    yield desk
+    assert page.text == desk.manuscript.text == desk.shown
+
+
+@pytest.fixture
+def writes(monkeypatch):
+    """Let the model write from a script: writes(pieces, why) → the calls that were made."""
+    calls = []
+
+    def script(pieces, why="end"):
+        def stream(model, tokenizer, text, title, on_sight=None, **options):
+            calls.append((text, title, options))
+            reader = StoryReader(not text.strip())
+            for piece in pieces:
+                yield reader.feed(piece)
+            return why
+
+        for module in (golpo.desk_writing, golpo.desk_choices):
+            monkeypatch.setattr(module, "stream_passage", stream)
+        return calls
+
+    return script
+
+
+def on_a_loop(action):
+    """Run an async function as a notebook would: on a loop that was running before."""
+    return asyncio.run(asyncio.wait_for(action(), timeout=60))
+
+
+def type_text(desk, text):
+    """Change the story to `text` by hand, from the first character that differs."""
+    old = desk.shown
+    start = len(os.path.commonprefix([old, text]))
+    desk.ask("edit", start=start, end=len(old), text=text[start:], length=len(old))
+
+
+def test_the_page_shows_what_stream_story_generates(desk, model):
+    type_text(desk, "Once upon a time")
+    desk.ask("form", values={"seed": 5})
+    desk.ask("go")
+    settings = {**desk.form.settings()}
+    told = "".join(stream_story(*model, "Once upon a time", **settings))
+    assert desk.page.text == "Once upon a time" + remove_markers(told)
+    assert desk.page.last("state")["why"] == "max tokens reached"
+    assert desk.page.last("state")["marks"][0] == [0, 16] and desk.writing.tokens > 10
+
+
+def test_a_title_and_no_marker_is_read_from_the_model(model):
+    raw = "\n<|title|>Fish & <i>Chips</|title|>\n\nOne <b>day</b>.<|start|> x<"
+    reader = StoryReader(at_start=True)
+    pieces = [reader.feed(character) for character in raw]
+    assert pieces[-1].title == "Fish & <i>Chips"
+    assert "".join(piece.words for piece in pieces) == "One <b>day</b>. x"
+    assert not any("|" in (piece.title or "") for piece in pieces)
+
+
+def test_a_request_is_what_the_model_sees(model):
+    settings = {"seed": 3, "temperature": 1.0}
+    request = Request(hero="Hanna")
+    pieces = stream_passage(*model, "One day", "Fox", "", request, max_new_tokens=12, **settings)
+    raw = "".join(piece.raw for piece in pieces)
+    opening = request_opening(request, "Fox", "One day")
+    assert raw == "".join(stream_story(*model, **opening, max_new_tokens=12, **settings))
+
+
+def test_past_the_context_the_model_sees_title_and_note(desk):
+    desk.ask("form", values={"note": "Mira is brave.", "max_new_tokens": 10})
+    desk.ask("title", title="The Mill")
+    for _ in range(10):
+        desk.ask("go")
+    assert desk.writing.sight > 0 and not desk.page.messages()
+    assert desk.page.last("state")["sight"] == desk.writing.sight
+
+
+def test_undo_and_redo_go_over_every_change(desk, writes):
+    texts = [""]
+    for number in range(3):
+        type_text(desk, desk.page.text + f" I{number}")
+        texts.append(desk.page.text)
+        writes([f" it{number}"], "limit")
+        desk.ask("go")
+        texts.append(desk.page.text)
+    for text in reversed(texts[:-1]):
+        desk.ask("undo")
+        assert desk.page.text == text
+    assert not desk.page.last("text")["undo"]
+    for text in texts[1:]:
+        desk.ask("redo")
+        assert desk.page.text == text
+    authors = [author for author, _ in desk.page.last("text")["marks"]]
+    assert authors == [0, 1, 0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("why, gap", [("end", "\n\n"), ("limit", "")])
+def test_continue_goes_on_from_the_text_as_it_stands(desk, writes, why, gap):
+    calls = writes(["<|title|>Two</|title|>", "\n\nA dog", " ran."], why)
+    desk.ask("go")
+    type_text(desk, "A cat ran.")
+    writes([" Away!"])
+    desk.ask("go")
+    assert calls[1][:2] == ("A cat ran." + gap, "Two")
+    assert desk.page.text == f"A cat ran.{gap} Away!"
+
+
+def test_continue_from_the_cursor_keeps_the_rest_in_undo(desk, writes):
+    type_text(desk, "A dog ran home.")
+    writes([" slept."])
+    desk.ask("go", at=5)
+    assert desk.page.text == "A dog slept."
+    desk.ask("undo")
+    assert desk.page.text == "A dog ran home."
+
+
+def test_retry_replaces_the_last_passage_with_the_next_seed(desk, writes):
+    calls = writes(["<|title|>One</|title|>\n\nA dog ran."])
+    desk.ask("go")
+    writes(["<|title|>Two</|title|>\n\nA cat."])
+    desk.ask("retry")
+    assert (desk.page.text, desk.manuscript.title) == ("A cat.", "Two")
+    assert [call[2]["seed"] for call in calls] == [1, 2] and calls[1][:2] == ("", "")
+    desk.ask("go")
+    writes([" It slept."])
+    desk.ask("retry")
+    assert calls[3][0] == "A cat.\n\n"
+    for _ in range(3):
+        desk.ask("undo")
+    assert (desk.page.text, desk.manuscript.title) == ("A dog ran.", "One")
+
+
+def test_stop_and_edit_while_the_model_writes(desk):
+    async def play():
+        desk.ask("form", values={"max_new_tokens": 2000})
+        desk.ask("go")
+        assert desk.page.last("text")["state"] == "writing"
+        while desk.writing.tokens < 5:
+            await asyncio.sleep(0.001)
+        desk.ask("edit", start=0, end=0, text="x", length=0)
+        assert "press Stop" in desk.page.messages()[-1]
+        desk.ask("stop")
+        tokens = desk.writing.tokens
+        while desk.runner.busy:
+            await asyncio.sleep(0.001)
+        return desk.writing.tokens - tokens
+
+    assert on_a_loop(play) <= 1
+    assert desk.page.last("state")["state"] == "stopped" and desk.page.text
+
+
+def test_interrupt_keeps_the_text_and_gives_the_signal_back(desk):
+    before = signal.getsignal(signal.SIGINT)
+
+    async def play():
+        desk.ask("form", values={"max_new_tokens": 2000})
+        desk.ask("go")
+        handler = signal.getsignal(signal.SIGINT)  # asyncio.run has one of its own
+        while desk.writing.tokens < 5:
+            await asyncio.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGINT)
+        while desk.runner.busy:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.01)
+        assert signal.getsignal(signal.SIGINT) is handler
+
+    on_a_loop(play)
+    assert desk.manuscript.now.ended == "stopped" and desk.page.text
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("loop", [True, False], ids=["in a notebook", "in plain Python"])
+def test_an_error_is_one_sentence_on_the_page(tmp_path, loop):
+    model = GPTModel(WORDS_CONFIG).eval()
+    torch.nn.init.constant_(model.tok_emb.weight, math.nan)
+    page = Page()
+    desk = Desk(model, get_tokenizer(4096), tmp_path, "", page.take)
+
+    async def play():
+        desk.receive({"do": "go"})
+        while desk.runner.busy or not page.messages():
+            await asyncio.sleep(0.001)
+
+    on_a_loop(play) if loop else desk.receive({"do": "go"})
+    assert "damaged" in page.messages()[-1] and "Traceback" not in page.messages()[-1]
+    assert page.last("state")["state"] != "writing"
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=ascii)
+def test_whatever_is_in_a_field_the_model_writes(desk, text):
+    desk.ask("title", title=text)
+    desk.ask("form", values={"note": text})
+    type_text(desk, text)
+    desk.ask("go")
+    assert not desk.page.messages() and desk.writing.tokens > 0
+    for kind in ("md", "html", "txt"):
+        desk.ask("export", kind=kind)
+    assert len(desk.page.files) == 3 or not desk.page.text.strip()
+
+
+def test_two_pages_show_the_same_story(desk):
+    type_text(desk, "One 😀 day")
+    desk.ask("edit", start=4, end=5, text="two", length=9, source="a page")
+    assert desk.page.text == "One two day"
+    desk.ask("edit", start=0, end=1, text="x", length=3)
+    assert "another page" in desk.page.messages()[-1] and desk.page.text == "One two day"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"do": "format the disk"},
+        {},
+        {"do": "edit"},
+        {"do": "go", "at": "x"},
+        {"do": "form", "values": {"temperature": "hot"}},
+        {"do": "form", "values": {"top_k": True}},
+        {"do": "open", "name": "../../etc/passwd"},
+        {"do": "take", "number": 1},
+        {"do": "word", "at": 99},
+        {"do": "export", "kind": "pdf"},
+        {"do": "retry"},
+        {"do": "learn"},
+    ],
+    ids=str,
+)
+def test_a_message_that_makes_no_sense_is_a_sentence(desk, message):
+    desk.receive(message)
+    assert len(desk.page.messages()) == 1 and not desk.runner.busy
+
+
+# Choices
+
+
+def test_three_ways_on_one_is_taken(desk, writes):
+    calls = writes([f" w{n}" for n in range(9)] + [" end.", " more"], "limit")
+    type_text(desk, "A dog")
+    desk.ask("ways")
+    assert [call[2]["seed"] for call in calls] == [1, 2, 3]
+    ways = desk.page.last("ways")["ways"]
+    assert len(ways) == 3 and ways[1][2].endswith(" end.") and ways[1][3] == "limit"
+    assert desk.page.text == "A dog"
+    desk.ask("take", number=1)
+    assert desk.page.text == "A dog" + ways[1][2] and desk.page.last("ways")["ways"] == []
+    desk.ask("undo")
+    assert desk.page.text == "A dog"
+
+
+def test_whole_stories_side_by_side_in_each_style(desk, writes, model, tmp_path):
+    calls = writes(["<|title|>Two</|title|>\n\nA dog", " ran."])
+    desk.ask("ways", count="styles", short=False)
+    assert len({call[2]["temperature"] for call in calls}) == 4
+    assert desk.page.messages() == []
+    desk.ask("take", number=3)
+    assert (desk.page.text, desk.manuscript.title) == ("A dog ran.", "Two")
+
+
+def test_the_liked_way_is_noted(desk, model, tmp_path):
+    type_text(desk, "A dog")
+    desk.ask("ways", count=2, short=False)
+    ways = [way[2] for way in desk.page.last("ways")["ways"]]
+    desk.ask("like", number=1)
+    (choice,) = read_choices(tmp_path).choices
+    assert choice.liked == 1 and choice.opening == "A dog"
+    assert [remove_markers(story) for story in choice.stories] == ways
+    assert choice.checkpoint == base_fingerprint(model[0])
+    assert desk.page.last("taste")["choices"] == 1 and not desk.page.last("ways")["can_like"]
+
+
+def test_the_streamed_ways_are_the_whole_ones(desk):
+    """On a loop, where frames are sent: their words together are what is shown at the end."""
+
+    async def play():
+        desk.ask("ways", count=4, short=False)
+        while desk.runner.busy:
+            await asyncio.sleep(0.001)
+
+    on_a_loop(play)
+    added = ["", "", "", ""]
+    for event in desk.page.events:
+        for number, words in event.get("w", []):
+            added[number] += words
+    whole = [way[2] for way in desk.page.last("ways")["ways"]]
+    assert all(text.startswith(part) for text, part in zip(whole, added, strict=True))
+
+
+def test_another_word_is_taken_and_the_story_goes_on(desk, writes):
+    type_text(desk, "Once upon a time")
+    desk.ask("word", at=7)
+    word = desk.page.last("word")
+    assert word["text"] == " upon" and len(word["others"]) == 10 and 0 < word["p"] < 1
+    writes([" more."])
+    desk.ask("take_word", start=word["start"], word=word["others"][0][0])
+    assert desk.page.text == "Once" + word["others"][0][0] + " more."
+    desk.ask("take_word", start=4, word="<|end|>")
+    assert desk.page.text == "Once" and desk.manuscript.now.ended == "end"
+
+
+def test_surprise_covers_the_text(desk):
+    type_text(desk, "Once upon a 😀 time")
+    desk.ask("surprise")
+    bits = desk.page.last("surprise")["bits"]
+    assert sum(length for length, _ in bits) == len(desk.page.text)
+    assert all(bit >= 0 for _, bit in bits)
+
+
+def test_learning_gives_a_taste_whose_strength_is_set(desk, tmp_path):
+    for number in range(10):
+        desk.ask("form", values={"seed": 10 * number})
+        desk.ask("ways", count=2, short=False)
+        desk.ask("like", number=0)
+    desk.ask("learn")
+    assert "Learned from 8 choices" in desk.page.messages()[-1], desk.page.messages()[-3:]
+    assert (tmp_path / "taste-1").is_dir()
+    assert desk.page.last("taste")["strength"] == 1.0
+    desk.ask("strength", value=0)
+    assert desk.learning.strength == 0
+    desk.ask("strength", value=9)
+    assert "9" in desk.page.messages()[-1]
+    desk.ask("strength", value=0)
+
+
+# The shelf
+
+
+def test_the_story_is_kept_while_it_is_written_and_found_by_another_desk(desk, model, tmp_path):
+    async def play():
+        desk.ask("form", values={"max_new_tokens": 2000})
+        desk.ask("go")
+        while not Shelf(tmp_path).stories():
+            await asyncio.sleep(0.01)
+        assert desk.runner.busy  # a kill now would lose a few seconds
+        desk.ask("stop")
+        while desk.runner.busy:
+            await asyncio.sleep(0.001)
+
+    golpo.desk_writing.SECONDS_BETWEEN_SAVES, usual = 0.05, golpo.desk_writing.SECONDS_BETWEEN_SAVES
+    try:
+        on_a_loop(play)
+    finally:
+        golpo.desk_writing.SECONDS_BETWEEN_SAVES = usual
+    page = Page()
+    other = Desk(*model, tmp_path, "", page.take)
+    other.receive({"do": "hello"})
+    (row,) = page.last("shelf")["rows"]
+    other.receive({"do": "open", "name": row["name"]})
+    assert page.text == desk.page.text
+    assert page.last("text")["marks"] == desk.page.last("text")["marks"]
+
+
+def test_opening_one_story_changes_no_other(desk, tmp_path):
+    shelf = Shelf(tmp_path)
+    for number in range(3):
+        desk.ask("new")
+        desk.ask("form", values={"note": f"note {number}"})
+        type_text(desk, f"story {number}")
+    before = {story.text: story.note for story in shelf.stories()}
+    assert before == {f"story {n}": f"note {n}" for n in range(3)}
+    for story in shelf.stories():
+        desk.ask("open", name=story.name)
+        assert desk.page.text == story.text and desk.form.values["note"] == story.note
+    desk.ask("new")
+    assert {story.text: story.note for story in shelf.stories()} == before
+
+
+def test_search_star_and_delete(desk, tmp_path):
+    for text in ("the lamp", "the owl"):
+        desk.ask("new")
+        type_text(desk, text)
+    desk.ask("search", words="LAMP")
+    (row,) = desk.page.last("shelf")["rows"]
+    assert row["title"] == "the lamp" and row["words"] == 2
+    desk.ask("star", name=row["name"], starred=True)
+    assert desk.page.last("shelf")["rows"][0]["starred"]
+    desk.ask("search")
+    open_name = desk.page.last("shelf")["open"]
+    desk.ask("delete", name=open_name)
+    assert desk.page.text == "" and len(desk.page.last("shelf")["rows"]) == 1
+    type_text(desk, "after it")
+    assert len(Shelf(tmp_path).stories()) == 2
+
+
+def test_a_folder_that_refuses_is_said_once(model, tmp_path):
+    (tmp_path / "stories").write_text("in the way")
+    page = Page()
+    desk = Desk(*model, tmp_path, "", page.take)
+    desk.receive({"do": "hello"})
+    desk.receive({"do": "form", "values": {"max_new_tokens": 10}})
+    desk.receive({"do": "edit", "start": 0, "end": 0, "text": "One day", "length": 0})
+    desk.receive({"do": "go"})
+    said = [text for text in page.messages() if "not kept" in text]
+    assert len(said) == 1 and "stories" in said[0] and len(page.text) > 7
+
+
+def test_presets_of_ones_own_last(desk, model, tmp_path):
+    desk.ask("form", values={"temperature": 1.7, "seed": 4})
+    desk.ask("save_preset", name="  my own ")
+    desk.ask("save_preset", name="wild")
+    assert "'wild'" in desk.page.messages()[-1]
+    other = Desk(*model, tmp_path, "", Page().take)
+    assert other.form.own["my own"]["temperature"] == 1.7 and "seed" not in other.form.own["my own"]
+    (tmp_path / "presets.json").write_text('{"x": {"temperature": "hot"}')
+    assert Desk(*model, tmp_path, "", Page().take).form.own == {}
+
+
+# Speed
+
+
+def test_only_what_is_new_is_sent(desk, writes, monkeypatch):
+    """2,000 tokens at 400 a second: what is sent has at most twice the text's own bytes."""
+    writes([f" word{n % 10}" for n in range(2000)], "limit")
+    desk.page.events.clear()
+
+    async def play():
+        desk.ask("go")
+        while desk.runner.busy:
+            await asyncio.sleep(0.01)
+
+    real_sleep = asyncio.sleep
+    monkeypatch.setattr(golpo.desk_writing.asyncio, "sleep", lambda _: real_sleep(0.0025))
+    on_a_loop(play)
+    sent = sum(len(json.dumps(event, ensure_ascii=False).encode()) for event in desk.page.events)
+    frames = sum("+" in event for event in desk.page.events)
+    assert len(desk.page.text) > 11_000 and frames > 20
+    assert sent < 2 * len(desk.page.text.encode())
