@@ -301,8 +301,8 @@ class Export:
     # "hf": a folder for transformers, vLLM and the Hugging Face Hub. "gguf": a file for llama.cpp.
     # "ctranslate2": a folder for CTranslate2. "onnx": one for ONNX Runtime and transformers.js.
     format: Literal["hf", "gguf", "ctranslate2", "onnx"] = "hf"
-    # gguf: "f32", "f16" or "q8_0". ctranslate2: "int8" or "float32". hf: "float32" or "float16".
-    # None: f16, int8, float32.
+    # gguf: "f32", "f16" or "q8_0". ctranslate2 and onnx: "int8" or "float32". hf: "float32" or
+    # "float16". None: f16; int8; float32; float32.
     precision: str | None = None
     # As for `golpo generate`.
     checkpoint: str = str(DEFAULT_CHECKPOINT_DIR)

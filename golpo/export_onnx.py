@@ -18,6 +18,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from golpo.eight_bits import use_8_bits
 from golpo.files import as_path, make_folder
 from golpo.hf_folder import read_hf
 from golpo.huggingface import export_hf
@@ -25,7 +26,7 @@ from golpo.packages import import_optional
 from golpo_utils import GPTModel
 
 # transformers.js looks for the model there, in a folder like those on the Hugging Face Hub.
-MODEL_FILE = "onnx/model.onnx"
+MODEL_FILES = {"float32": "onnx/model.onnx", "int8": "onnx/model_quantized.onnx"}
 CLIENT_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 # A larger ONNX file is impossible; its weights lie beside it then.
 LARGEST_FILE = 2**31 - 2**20
@@ -73,25 +74,36 @@ def visible_positions(attention_mask: Tensor, new: int, past: int) -> Tensor:
     return torch.where(visible, 0.0, torch.finfo(torch.float32).min)
 
 
-def export_onnx(model: GPTModel, tokenizer: tiktoken.Encoding, folder: str | Path) -> None:
+def export_onnx(
+    model: GPTModel,
+    tokenizer: tiktoken.Encoding,
+    folder: str | Path,
+    precision: str = "float32",
+) -> None:
     """Write `folder` for ONNX Runtime and transformers.js: onnx/model.onnx and the tokenizer.
 
-    The model has the inputs and outputs that optimum gives a GPT-2 with a key/value cache. Raises
+    The model has the inputs and outputs that optimum gives a GPT-2 with a key/value cache.
+    precision: "float32", or "int8" for matrices in 8 bits (golpo/eight_bits.py), which are a
+    quarter of the size, in onnx/model_quantized.onnx. Raises
     MissingPackageError without onnxscript, ValueError for widths that GPT-2 cannot have.
     """
     import_optional("onnxscript", "the ONNX format")
     folder = as_path("the export's folder", folder)
     with tempfile.TemporaryDirectory() as source:
         export_hf(model, tokenizer, source)
-        make_folder((folder / MODEL_FILE).parent)
+        file = folder / MODEL_FILES[precision]
+        make_folder(file.parent)
         for name in CLIENT_FILES:
             shutil.copy(Path(source) / name, folder / name)
         # What was written, read again: in fp32, on the CPU, without what makes generation faster.
-        write_model(read_hf(source)["model"].eval(), folder / MODEL_FILE)
+        plain = read_hf(source)["model"].eval()
+        if precision == "int8":
+            use_8_bits(plain)
+        write_model(plain, file)
 
 
 def write_model(model: GPTModel, path: Path) -> None:
-    """Write the ONNX file of a model in fp32 on the CPU."""
+    """Write the ONNX file of a model on the CPU that computes in fp32."""
     caches = [f"{n}.{kind}" for n in range(len(model.trf_blocks)) for kind in ("key", "value")]
     size = 4 * model.parameter_count()
     with quiet(), torch.no_grad():

@@ -5,7 +5,7 @@ import torch
 
 from golpo.export_ctranslate2 import export_ctranslate2
 from golpo.export_gguf import export_gguf
-from golpo.export_onnx import export_onnx
+from golpo.export_onnx import MODEL_FILES, export_onnx
 from golpo.huggingface import export_hf
 from golpo.model_card import public_facts
 from golpo_utils import GPTModel
@@ -33,7 +33,7 @@ def export(
         export_gguf(model, tokenizer, output, precision or "f16")
     elif format == "ctranslate2":
         export_ctranslate2(model, tokenizer, output, precision or "int8")
-    elif format == "onnx" and precision in (None, "float32"):
-        export_onnx(model, tokenizer, output)
+    elif format == "onnx" and precision in (None, *MODEL_FILES):
+        export_onnx(model, tokenizer, output, precision or "float32")
     else:
         raise ValueError(f"there is no export in format {format!r} with precision {precision!r}")

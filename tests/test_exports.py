@@ -1,5 +1,6 @@
 """Exports in the hands of their real clients: the same ids, the same logits, the same stories."""
 
+import copy
 import itertools
 import json
 import os
@@ -14,6 +15,7 @@ import transformers
 import yaml
 
 from golpo.corpus import read_stories
+from golpo.eight_bits import round_to_8_bits
 from golpo.errors import MissingPackageError
 from golpo.exports import export
 from golpo.inference import load_storyteller
@@ -124,7 +126,7 @@ def test_the_model_card_says_what_was_trained_and_names_no_folder(tmp_path):
 
 
 def test_a_format_or_precision_that_is_not_there_is_named(tmp_path, storyteller):
-    for format, precision in (("pdf", None), ("hf", "q8_0"), ("gguf", "int8"), ("onnx", "int8")):
+    for format, precision in (("pdf", None), ("hf", "q8_0"), ("gguf", "int8"), ("onnx", "f16")):
         with pytest.raises(ValueError, match=precision or format):
             export(*storyteller, str(tmp_path / "out"), format, precision)
     assert not list(tmp_path.iterdir())
@@ -159,12 +161,19 @@ def test_ctranslate2_generates_what_we_do(tmp_path, storyteller, precision):
         assert result.sequences_ids[0] == greedy(model, tokenizer, prompt, 40), prompt
 
 
-def test_onnx_runtime_has_the_same_logits(tmp_path, storyteller):
+@pytest.mark.parametrize(
+    ("precision", "file"), [("float32", "model.onnx"), ("int8", "model_quantized.onnx")]
+)
+def test_onnx_runtime_has_the_same_logits(tmp_path, storyteller, precision, file):
+    """In 8 bits: those of the model with rounded weights."""
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
     model, tokenizer = storyteller
-    export(model, tokenizer, str(tmp_path), "onnx")
-    session = onnxruntime.InferenceSession(str(tmp_path / "onnx" / "model.onnx"))
+    export(model, tokenizer, str(tmp_path), "onnx", precision)
+    if precision == "int8":
+        model = copy.deepcopy(model)
+        round_to_8_bits(model)
+    session = onnxruntime.InferenceSession(str(tmp_path / "onnx" / file))
     ids = np.array([encode(STORY, tokenizer)])
     past = {one.name: one.shape for one in session.get_inputs() if one.name.startswith("past")}
     assert len(past) == 2 * CONFIG["n_layers"]

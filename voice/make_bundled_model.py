@@ -15,6 +15,8 @@ import torch
 
 from golpo.checkpoint import newest_checkpoint, read_checkpoint
 from golpo.corpus import Corpus, load_corpus, read_stories
+from golpo.eight_bits import round_to_8_bits
+from golpo.hf_folder import read_hf
 from golpo.huggingface import export_hf
 from golpo.inference import load_storyteller
 from golpo.loss import evaluate_loss
@@ -84,20 +86,31 @@ def run_stage(stage: dict, work: Path, corpus: Path, start_from: Path | None, co
 
 
 def export(folders: list[Path], corpus: Corpus) -> None:
-    """Write the best weights of the last stage in half precision, with what was done.
-
-    The loss is that on the simple stories that no stage has trained on.
-    """
+    """Write the best weights of the last stage, with what was done."""
     checkpoints = [read_checkpoint(newest_checkpoint(folder)[0]) for folder in folders]
     model, tokenizer, about = load_storyteller(folders[-1], which="best")
-    start_id = start_id_of(tokenizer)
-    loss, _ = evaluate_loss(model, corpus.val_ids, model.config["context_length"], start_id)
     about = {
         "global_step": sum(checkpoint["global_step"] for checkpoint in checkpoints),
         "tokens_seen": sum(checkpoint["tokens_seen"] for checkpoint in checkpoints),
-        "val_losses": [loss],
         "settings": {key: SETTINGS[key] for key in ("validation_fraction", "seed")},
     }
+    export_hf(model, tokenizer, BUNDLED_MODEL, about=about)
+    round_weights(corpus)
+
+
+def round_weights(corpus: Corpus) -> None:
+    """Round the exported matrices to 8 bits and measure the loss; a second call changes nothing.
+
+    The page docs/app/ stores 8 bits, so it has the very weights of this folder. They are written
+    as fp16, which holds them exactly. The loss is that on the simple stories that no stage has
+    trained on.
+    """
+    about = read_hf(BUNDLED_MODEL)
+    model, tokenizer = about.pop("model").eval(), about.pop("encoding")
+    round_to_8_bits(model)
+    start_id = start_id_of(tokenizer)
+    loss, _ = evaluate_loss(model, corpus.val_ids, model.config["context_length"], start_id)
+    about["val_losses"] = [loss]
     export_hf(model, tokenizer, BUNDLED_MODEL, dtype=torch.float16, about=about)
 
 

@@ -171,7 +171,7 @@ function download() {
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }
 
-// The files of a drop by their names, those of a dropped folder, too.
+// The files of a drop by their names, those of dropped folders and of folders in them, too.
 async function droppedFiles(items) {
   const entries = [...items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
   const files = {};
@@ -182,7 +182,7 @@ async function droppedFiles(items) {
       const reader = entry.createReader();
       const read = () => new Promise((done, fail) => reader.readEntries(done, fail));
       // A browser gives at most 100 entries at a time.
-      for (let some = await read(); some.length; some = await read()) entries.push(...some.filter((inner) => inner.isFile));
+      for (let some = await read(); some.length; some = await read()) entries.push(...some);
     }
   }
   return files;

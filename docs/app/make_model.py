@@ -2,7 +2,7 @@
 
     python docs/app/make_model.py --checkpoint bundled --output docs/app/model
 
-It needs: pip install onnxscript onnxruntime. The page reads the folder when it is dropped on
+It needs: pip install onnxscript. The page reads the folder when it is dropped on
 it; the one in docs/app/model is its default.
 """
 
@@ -17,36 +17,22 @@ PROJECT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(PROJECT))
 
 # The project need not be installed.
-from golpo.export_onnx import MODEL_FILE, export_onnx  # noqa: E402
+from golpo.export_onnx import MODEL_FILES, export_onnx  # noqa: E402
 from golpo.inference import load_storyteller  # noqa: E402
-from golpo.packages import import_optional  # noqa: E402
 
 PAGE_FILES = ("config.json", "tokenizer.json")
 
 
 def make_page_model(checkpoint: str, folder: Path) -> None:
-    """Export a checkpoint as ONNX with a key/value cache, and store its matrices in 8 bits.
+    """Export a checkpoint as ONNX with a key/value cache and its matrices in 8 bits, compressed.
 
-    Raises MissingPackageError without onnxscript and onnxruntime.
+    Raises MissingPackageError without onnxscript.
     """
-    quantization = import_optional("onnxruntime.quantization", "the page's model")
     model, tokenizer, *_ = load_storyteller(checkpoint)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as source:
-        export_onnx(model, tokenizer, source)
-        # This stores all matrices as they are multiplied; the next step skips transposed ones.
-        quantization.quant_pre_process(
-            f"{source}/{MODEL_FILE}", f"{source}/plain.onnx", skip_symbolic_shape=True
-        )
-        # Unsigned weights: products of two unsigned bytes saturate on no processor, so each
-        # runtime computes the same sums. One scale for a column of a matrix, not for all of it.
-        quantization.quantize_dynamic(
-            f"{source}/plain.onnx",
-            f"{source}/model8.onnx",
-            weight_type=quantization.QuantType.QUInt8,
-            per_channel=True,
-        )
-        packed = gzip.compress(Path(source, "model8.onnx").read_bytes(), mtime=0)
+        export_onnx(model, tokenizer, source, "int8")
+        packed = gzip.compress(Path(source, MODEL_FILES["int8"]).read_bytes(), mtime=0)
         (folder / "model.onnx.gz").write_bytes(packed)
         for name in PAGE_FILES:
             shutil.copy(Path(source) / name, folder / name)
