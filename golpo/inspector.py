@@ -6,6 +6,7 @@ import tiktoken
 import torch
 from torch import Tensor
 
+from golpo.fonts import font_families
 from golpo.plots import clear_axes, png_bytes
 from golpo_utils import (
     FusedModule,
@@ -72,8 +73,9 @@ def attention_picture(weights: Tensor, words: list[str]) -> bytes:
     ticks = range(len(words))
     axes.imshow(weights.numpy(), cmap="Blues", vmin=0)
     # Without parse_math a dollar sign in a token would begin a formula.
-    axes.set_xticks(ticks, words, rotation=90, size=8, parse_math=False)
-    axes.set_yticks(ticks, words, size=8, parse_math=False)
+    style = {"size": 8, "parse_math": False, "family": font_families(words)}
+    axes.set_xticks(ticks, words, rotation=90, **style)
+    axes.set_yticks(ticks, words, **style)
     return png_bytes(figure)
 
 

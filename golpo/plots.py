@@ -8,6 +8,7 @@ import numpy as np
 
 from golpo.console import in_notebook, print_safely
 from golpo.files import make_folder
+from golpo.fonts import font_families
 from golpo.metrics import METRICS_FILE, describe_record, is_complete, read_records
 from golpo.paths import DEFAULT_CHECKPOINT_DIR
 
@@ -146,4 +147,5 @@ def draw_evaluation(table: dict[str, dict]):
     # The names are those of files: a dollar sign in one would begin a formula.
     for text in (*legend.get_texts(), axes.xaxis.label):
         text.set_parse_math(False)
+        text.set_family(font_families(list(table)))
     return figure
