@@ -18,6 +18,7 @@ import venv
 from contextlib import contextmanager
 from pathlib import Path
 
+import nbformat
 import pytest
 
 from golpo.checkpoint import save_checkpoint
@@ -285,17 +286,27 @@ def serious_faults(page, tmp_path):
     ]
 
 
-def test_the_studio_works_in_jupyterlab(python, project, page, tmp_path):
-    settings = (
-        tmp_path / "lab/user-settings/@jupyterlab/notebook-extension/tracker.jupyterlab-settings"
-    )
+@contextmanager
+def jupyterlab(python, project, home):
+    """A JupyterLab server at work → its address."""
+    settings = home / "lab/user-settings/@jupyterlab/notebook-extension/tracker.jupyterlab-settings"
     settings.parent.mkdir(parents=True)
     # Otherwise cells out of sight are not on the page at all.
     settings.write_text('{"windowingMode": "none"}')
     options = ("--ServerApp.token=", "--ServerApp.password=", "--allow-root")
-    with serving(python, project, tmp_path, "jupyterlab", *options) as address:
-        page.goto(f"{address}/doc/workspaces/t1/tree/notebooks/test.ipynb?reset")
-        page.get_by_text("| Idle").wait_for()  # in the status line: the kernel has answered
+    with serving(python, project, home, "jupyterlab", *options) as address:
+        yield address
+
+
+def open_notebook(page, address, name):
+    """Open a notebook in JupyterLab; its kernel is idle then."""
+    page.goto(f"{address}/doc/workspaces/t1/tree/notebooks/{name}?reset")
+    page.get_by_text("| Idle").wait_for()  # in the status line: the kernel has answered
+
+
+def test_the_studio_works_in_jupyterlab(python, project, page, tmp_path):
+    with jupyterlab(python, project, tmp_path) as address:
+        open_notebook(page, address, "test.ipynb")
         choose(page, "Run", "Run All Cells")
         wait_for_the_studio(page)
         play(page, project)
@@ -331,3 +342,90 @@ def test_the_studio_works_in_voila(python, project, page, tmp_path):
     if faults is None:
         pytest.skip("everything but axe-core was tried: npm does not have it")
     assert not faults
+
+
+# What happens to a page. Two studios stand in one notebook, and the cases share it.
+
+CELLS = [
+    """
+import sys
+sys.path.insert(0, "..")
+import golpo
+model, tokenizer, about = golpo.load_storyteller("../gpt_checkpoints")
+""",
+    'golpo.story_studio(model, tokenizer, "../output")',
+    'golpo.story_studio(model, tokenizer, "../output")',
+]
+
+
+class Notebook:
+    """A page of JupyterLab with a notebook that has two studios."""
+
+    def __init__(self, page, project):
+        self.page = page
+        self.project = project
+        self.studios = [
+            page.locator(".jp-OutputArea-child", has=page.locator(".golpo")).nth(n)
+            for n in range(2)
+        ]
+
+    def run(self):
+        """Run all cells; return once both studios can be used."""
+        choose(self.page, "Run", "Run All Cells")
+        self.wait()
+
+    def wait(self):
+        for studio in self.studios:
+            wait_for(lambda studio=studio: "Ready" in state(studio))
+
+
+@pytest.fixture(scope="module")
+def notebook(python, project, browser, tmp_path_factory):
+    cells = [nbformat.v4.new_code_cell(cell.strip()) for cell in CELLS]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    two = nbformat.v4.new_notebook(cells=cells, metadata=kernel)
+    nbformat.write(two, project / "notebooks/two.ipynb")
+    page = browser.new_page(viewport={"width": 1300, "height": 2600})
+    page.set_default_timeout(60_000)
+    with jupyterlab(python, project, tmp_path_factory.mktemp("two")) as address:
+        open_notebook(page, address, "two.ipynb")
+        notebook = Notebook(page, project)
+        notebook.run()
+        yield notebook
+        page.close()
+
+
+def begin_story(studio, opening):
+    """Write a story in a studio, and go on writing."""
+    press(studio, "New story")
+    studio.get_by_label("Story", exact=True).fill(opening)
+    studio.get_by_label("max tokens", exact=True).press("End")
+    write_and_see_it_grow(studio)
+
+
+def test_two_studios_in_one_notebook_have_texts_of_their_own(notebook):
+    first, second = notebook.studios
+    begin_story(first, "A fox ran.")
+    begin_story(second, "An owl slept.")
+    wait_for(lambda: len(story(first)) > 60 and len(story(second)) > 60)
+    assert "Writing" in state(first), "the second stopped the first"
+    texts = [stop(first), stop(second)]
+    assert texts[0].startswith("A fox ran.") and texts[1].startswith("An owl slept.")
+    press(second, "Undo")
+    wait_for(lambda: story(second) == "An owl slept.")
+    assert story(first) == texts[0]
+    wait_for(lambda: {texts[0], "An owl slept."} <= set(kept(notebook.project)))
+
+
+def test_a_page_that_is_loaded_again_shows_the_story_as_it_grows(notebook):
+    studio = notebook.studios[0]
+    begin_story(studio, "A mill stood.")
+    text = story(studio)
+    choose(notebook.page, "File", "Save Notebook")
+    notebook.page.reload()
+    wait_for(lambda: "Writing" in state(studio))
+    seen = story(studio)
+    assert seen.startswith(text)
+    wait_for(lambda: len(story(studio)) > len(seen))
+    text = stop(studio)
+    wait_for(lambda: text in kept(notebook.project))
