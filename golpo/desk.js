@@ -1,8 +1,9 @@
 // The page of the writer's desk (golpo/desk.py): it sends {do: name, …} and shows what comes back.
 // golpo/studio.py joins desk_text.js and desk_controls.js before it.
 
-const NARROW = 760; // pixels, as in desk.css
+const NARROW = 47.5; // rem, as in desk.css
 const ANSWER_WITHIN = 20_000; // milliseconds
+const RECONNECT_WITHIN = 5_000;
 let pages = 0;
 
 const readable = (word) => word.replaceAll("\n", "↵").trim() || t("space");
@@ -18,27 +19,55 @@ class Desk extends DeskControls {
     this.paper = new Paper(() => this.later("edit", () => this.flush()), (at) => this.placed(at));
     this.facts = { state: "ready" };
     this.sentence = "";
+    this.lost = false; // the kernel that had the story is gone
     this.el = el;
     el.classList.add("golpo");
     this.build();
     this.listener = (message, buffers) => this.receive(message, buffers ?? []);
     model.on("msg:custom", this.listener);
+    this.reconnect = () => this.askAgain();
+    model.on("comm_live_update", this.reconnect);
     this.send("hello");
   }
 
   close() {
     this.flush();
     this.model.off("msg:custom", this.listener);
+    this.model.off("comm_live_update", this.reconnect);
     clearTimeout(this.waiting);
   }
 
   send(name, values = {}) {
     if (!["hello", "edit", "title", "form"].includes(name)) this.flush();
     this.say("");
-    this.model.send({ do: name, ...values });
-    clearTimeout(this.waiting);
+    this.expectAnswer(ANSWER_WITHIN);
+    try {
+      this.model.send({ do: name, ...values });
+    } catch { /* a kernel that is restarting takes nothing, and so will not answer */ }
+  }
+
+  // Say so if nothing comes. lost: then the story is kept no longer, so the page takes no text.
+  expectAnswer(milliseconds, lost = false) {
     const silent = "The kernel does not answer. Run the cell again; your stories are on the shelf.";
-    this.waiting = setTimeout(() => this.say(silent), ANSWER_WITHIN);
+    clearTimeout(this.waiting);
+    this.waiting = setTimeout(() => {
+      this.say(silent);
+      this.setLost(lost);
+    }, milliseconds);
+  }
+
+  setLost(lost) {
+    if (this.lost === lost) return;
+    this.lost = lost;
+    if (!lost) this.say("");
+    this.showState();
+  }
+
+  // The connection changed: the kernel restarts, or the page is connected to it again.
+  askAgain() {
+    this.flush();
+    this.send("hello");
+    this.expectAnswer(RECONNECT_WITHIN, true);
   }
 
   // The page, from top to bottom.
@@ -77,7 +106,8 @@ class Desk extends DeskControls {
     const observer = new ResizeObserver(() => {
       if (!this.el.clientWidth) return;
       observer.disconnect();
-      for (const part of aside.children) part.open &&= this.el.clientWidth > NARROW;
+      const rem = parseFloat(getComputedStyle(document.documentElement).fontSize);
+      for (const part of aside.children) part.open &&= this.el.clientWidth >= NARROW * rem;
     });
     observer.observe(this.el);
     this.el.addEventListener("keydown", (event) => this.key(event));
@@ -87,6 +117,8 @@ class Desk extends DeskControls {
 
   receive(event, buffers) {
     clearTimeout(this.waiting);
+    this.setLost(false);
+    if (this.facts.state === "writing") this.expectAnswer(ANSWER_WITHIN);
     if ("+" in event) return this.append(event);
     if ("w" in event) return event.w.forEach(([n, words]) => this.wayTexts[n].append(words));
     this[`on_${event.ev}`]?.(event, buffers);
@@ -133,7 +165,8 @@ class Desk extends DeskControls {
   }
 
   showState() {
-    const { state, why, tokens, rate, undo, redo, retry } = this.facts;
+    const { why, tokens, rate, undo, redo, retry } = this.facts;
+    const state = this.lost ? "stopped" : this.facts.state;
     const writing = state === "writing";
     const name = t({ ready: "Ready", writing: "Writing", stopped: "Stopped" }[state]);
     const words = this.paper.local.trim().split(/\s+/).filter(Boolean).length;
@@ -150,9 +183,10 @@ class Desk extends DeskControls {
     here.hidden = writing || this.paper.cursor() === null;
     for (const [control, off] of [[this.buttons.undo, !undo], [this.buttons.redo, !redo],
       [this.buttons.retry, !retry], [fresh, false], [ways, false]]) {
-      control.disabled = writing || off;
+      control.disabled = writing || this.lost || off;
     }
-    this.paper.area.readOnly = this.title.readOnly = writing;
+    go.disabled = here.disabled = this.lost;
+    this.paper.area.readOnly = this.title.readOnly = writing || this.lost;
     if (had === go && writing) stop.focus();
     if (had === stop && !writing) go.focus();
   }

@@ -429,3 +429,69 @@ def test_a_page_that_is_loaded_again_shows_the_story_as_it_grows(notebook):
     wait_for(lambda: len(story(studio)) > len(seen))
     text = stop(studio)
     wait_for(lambda: text in kept(notebook.project))
+
+
+# Run in the page: the number of controls, and what is cut off, must be scrolled sideways, or
+# stays over more than half of the window.
+CUT_OFF = """desk => {
+  const side = (node) => node.scrollWidth > node.clientWidth + 1;
+  const frame = desk.getBoundingClientRect();
+  const page = document.documentElement.clientWidth;
+  const outside = ({ left, right }) =>
+    left < frame.left - 1 || right > Math.min(frame.right, page) + 1;
+  const controls = [...desk.querySelectorAll("button, input, select, textarea, summary, output")]
+    .filter((node) => node.offsetParent);
+  const faults = controls.filter((node) => outside(node.getBoundingClientRect())
+    || (node.matches("button, select, summary") && side(node)));
+  const wide = [desk, ...desk.querySelectorAll("div:not(.heard), section, ul, p")].filter(side);
+  for (let node = desk.parentElement; node; node = node.parentElement) {
+    if (side(node) && getComputedStyle(node).overflowX !== "visible") wide.push(node);
+  }
+  const foot = desk.querySelector(".foot");
+  const low = foot.clientHeight > window.innerHeight / 2;
+  if (low && getComputedStyle(foot).position === "sticky") wide.push(foot);
+  return [controls.length, [...faults, ...wide].map((node) => node.outerHTML.slice(0, 200))];
+}"""
+
+
+@pytest.mark.parametrize("zoom", ["page", "text"])
+def test_at_200_percent_no_control_is_cut_off(notebook, zoom):
+    studio = notebook.studios[0]
+    desk = studio.locator(".golpo")
+    begin_story(studio, "Once upon a time")
+    stop(studio)
+    press(studio, "Three ways on")
+    wait_for(lambda: studio.get_by_role("button", name="Take way 3").is_enabled())
+    area = studio.get_by_label("Story", exact=True)
+    area.press("ArrowLeft")
+    area.press("Alt+Enter")
+    studio.locator(".golpo .word button").first.wait_for()
+    desk.evaluate("node => node.querySelectorAll('details').forEach(part => part.open = true)")
+    try:
+        if zoom == "page":
+            notebook.page.set_viewport_size({"width": 650, "height": 500})
+        else:
+            notebook.page.evaluate("document.documentElement.style.fontSize = '200%'")
+        count, faults = desk.evaluate(CUT_OFF)
+    finally:
+        notebook.page.set_viewport_size({"width": 1300, "height": 2600})
+        notebook.page.evaluate("document.documentElement.style.fontSize = ''")
+    assert count > 40 and not faults
+
+
+def test_after_a_restart_of_the_kernel_the_page_says_so_and_the_shelf_has_the_story(notebook):
+    studio = notebook.studios[0]
+    begin_story(studio, "A lamp burned.")
+    text = wait_for(lambda: next((t for t in kept(notebook.project) if "A lamp" in t), None))
+    choose(notebook.page, "Kernel", "Restart Kernel…")
+    notebook.page.locator(".jp-Dialog .jp-mod-accept").click()
+    for one in notebook.studios:
+        wait_for(lambda one=one: "does not answer" in one.locator(".message").inner_text())
+    assert "Writing" not in state(studio)
+    assert story(studio).startswith(text)
+    assert not studio.get_by_label("Story", exact=True).is_editable()
+    notebook.run()
+    studio.locator(".golpo .rows .link", has_text="A lamp burned.").first.click()
+    wait_for(lambda: story(studio).startswith(text))
+    studio.get_by_label("Story", exact=True).fill("A lamp went out.")
+    wait_for(lambda: "A lamp went out." in kept(notebook.project))
