@@ -144,7 +144,8 @@ class Desk:
     def set_title(self, title: str) -> None:
         """A person changed the title."""
         check_kind("the title", title, str, "text")
-        self.manuscript.set_title(" ".join(plain_text(title).split()))
+        clean = plain_text(title.encode("utf-8", "replace").decode())
+        self.manuscript.set_title(" ".join(clean.split()))
         self.show_state()
         self.shelf.keep()
 

@@ -1,20 +1,24 @@
 """The writer's desk: the story is kept as it is written, and the shelf shows all of them."""
 
 from golpo.books import Chapter, export_stories
-from golpo.manuscript import Manuscript
-from golpo.shelf import Shelf, ShelfStory
+from golpo.manuscript import Manuscript, Version
+from golpo.shelf import Shelf, ShelfStory, new_name
 from golpo_utils import check_kind
 
 MOST_SHOWN = 200
 
 
 class DeskShelf:
-    """The story that is written, as a file, and what a page can do with the others."""
+    """The story that is written, as a file, and what a page can do with the others.
+
+    kept: the version and the note that the file had when this desk wrote or read it last.
+    """
 
     def __init__(self, desk, output_dir):
         self.desk = desk
         self.shelf = Shelf(output_dir)
         self.story = ShelfStory()
+        self.kept: tuple[Version, str] | None = None
         self.trouble = ""  # why the story could not be kept last
         self.words = ""  # that are searched for
         self.actions = {
@@ -31,17 +35,43 @@ class DeskShelf:
         now = self.desk.manuscript.now
         if not now.text.strip() and not now.title.strip() and not self.is_kept():
             return
-        self.story.keep(now, self.desk.form.values["note"])
+        note = self.desk.form.values["note"]
+        if (now, note) != self.kept and not self.write(now, note):
+            return
+        if list_again:
+            self.search(self.words)
+
+    def write(self, now: Version, note: str) -> bool:
+        """Write the story's file; return whether the disk took it."""
+        if self.is_changed_elsewhere():
+            self.story.name = new_name()
+            self.desk.say(
+                "Another studio has changed this story, too. Both are on the shelf; this page "
+                "goes on with its own."
+            )
+        self.story.keep(now, note)
         try:
             self.shelf.save(self.story)
         except OSError as error:
             if str(error) != self.trouble:
                 self.desk.say(f"The story is not kept as a file: {error}")
             self.trouble = str(error)
-            return
+            return False
         self.trouble = ""
-        if list_again:
-            self.search(self.words)
+        self.kept = (now, note)
+        return True
+
+    def is_changed_elsewhere(self) -> bool:
+        """Whether the story's file holds something else than this desk wrote or read last."""
+        if self.kept is None:
+            return False
+        try:
+            found = self.shelf.read(self.story.name)
+        except (OSError, ValueError):
+            return False
+        version, note = self.kept
+        mine = (version.title, version.text, note)
+        return mine != (found.title, found.text, found.note)
 
     def is_kept(self) -> bool:
         """Whether the story has a file."""
@@ -68,14 +98,20 @@ class DeskShelf:
         manuscript.versions = [story.version()]
         manuscript.runs = max((p.run for p in manuscript.now.passages), default=0)
         self.story = story
+        self.kept = (manuscript.now, story.note)
         self.desk.form.set({"note": story.note})
         self.desk.change(manuscript)
         self.search(self.words)
 
+    def begin(self) -> None:
+        """The story that comes now has no file yet."""
+        self.story = ShelfStory()
+        self.kept = None
+
     def new(self) -> None:
         """Begin an empty story."""
         self.keep()
-        self.story = ShelfStory()
+        self.begin()
         self.desk.form.set({"note": ""})
         self.desk.change(Manuscript())
         self.search(self.words)
@@ -91,7 +127,7 @@ class DeskShelf:
         """Delete a story's file; if it is the one that is shown, an empty one takes its place."""
         self.shelf.delete(name)
         if name == self.story.name:
-            self.story = ShelfStory()
+            self.begin()
             self.desk.form.set({"note": ""})
             self.desk.change(Manuscript())
         self.search(self.words)

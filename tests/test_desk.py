@@ -435,6 +435,25 @@ def test_opening_one_story_changes_no_other(desk, tmp_path):
     assert {story.text: story.note for story in shelf.stories()} == before
 
 
+def test_a_story_that_two_studios_change_is_there_twice(desk, model, tmp_path):
+    type_text(desk, "One day")
+    page = Page()
+    other = Desk(*model, tmp_path, "", page.take)
+    other.receive({"do": "open", "name": desk.shelf.story.name})
+    desk.ask("star", name=desk.shelf.story.name, starred=True)
+    desk.ask("title", title="The Fox")
+    other.receive({"do": "new"})  # it has changed nothing, and so writes nothing
+    assert [story.title for story in Shelf(tmp_path).stories()] == ["The Fox"]
+    other.receive({"do": "open", "name": desk.shelf.story.name})
+    type_text(desk, "One day, a fox")
+    other.receive({"do": "edit", "start": 7, "end": 7, "text": ", an owl", "length": 7})
+    type_text(desk, "One day, a fox ran")
+    assert "Another studio" in page.messages()[-1] and not desk.page.messages()
+    other.receive({"do": "edit", "start": 15, "end": 15, "text": " slept", "length": 15})
+    texts = {story.text for story in Shelf(tmp_path).stories()}
+    assert texts == {"One day, a fox ran", "One day, an owl slept"}
+
+
 def test_search_star_and_delete(desk, tmp_path):
     for text in ("the lamp", "the owl"):
         desk.ask("new")
