@@ -35,7 +35,7 @@ _MODULES = {
         "set_adapter_strength",
     ),
     "stories": ("DEFAULT_SAMPLING", "generate_story"),
-    "beam_search": ("beam_story",),
+    "beam_stories": ("beam_story",),
     "tokenizer": ("load_tokenizer", "save_tokenizer", "train_tokenizer"),
     "vocabulary": ("pick_tokenizer",),
     "studio": ("story_studio",),

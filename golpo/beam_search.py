@@ -12,15 +12,14 @@ Shapes in comments: b rows, n beams, k candidates, t tokens so far, v vocabulary
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
-import tiktoken
 import torch
 from torch import Tensor
 
-from golpo_utils import END, Decoder, GPTModel, check_number, encode, generate, story_opening
+from golpo_utils import Decoder, GPTModel, check_number, generate
 
 
 @dataclass(frozen=True)
@@ -132,6 +131,34 @@ def beam_search(
     no_repeat_ngram_size: no run of so many tokens occurs twice in a row's text (0: any may).
     Raises ValueError for invalid ids and settings.
     """
+    settings = {
+        "num_beams": num_beams,
+        "length_penalty": length_penalty,
+        "eos_id": eos_id,
+        "eos_sequence": eos_sequence,
+        "no_repeat_ngram_size": no_repeat_ngram_size,
+    }
+    steps = beam_search_steps(model, idx, max_new_tokens, context_size, **settings)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+def beam_search_steps(
+    model: GPTModel,
+    idx: Tensor,
+    max_new_tokens: int,
+    context_size: int,
+    *,
+    num_beams: int,
+    length_penalty: float,
+    eos_id: int | None,
+    eos_sequence: list | None,
+    no_repeat_ngram_size: int,
+) -> Generator[None, None, Beams]:
+    """`beam_search` that yields after each token but the last, and returns what it found."""
     generate(model, idx, 0, context_size, eos_id=eos_id, eos_sequence=eos_sequence)  # checks them
     check_number("max_new_tokens", max_new_tokens, 1, whole=True)
     check_number("num_beams", num_beams, 1, model.usable_ids // 2, whole=True)
@@ -143,7 +170,7 @@ def beam_search(
     model.eval()
     try:
         decoder = BeamDecoder(model, context_size)
-        search(decoder, idx.long(), max_new_tokens, rows, stops, no_repeat_ngram_size)
+        yield from search(decoder, idx.long(), max_new_tokens, rows, stops, no_repeat_ngram_size)
     finally:
         model.train(was_training)
     return join_rows(rows, eos_id, idx.device)
@@ -157,8 +184,11 @@ def search(
     rows: list[FinishedBeams],
     stops: list[list[int]],
     no_repeat_ngram_size: int,
-) -> None:
-    """Continue idx (b, t) until all rows are complete, and collect in them what has ended."""
+) -> Iterator[None]:
+    """Continue idx (b, t) until all rows are complete, and collect in them what has ended.
+
+    It yields after each token but the last.
+    """
     num_beams = rows[0].num_beams
     usable = decoder.model.usable_ids
     ids = idx.repeat_interleave(num_beams, dim=0)  # (b n, t)
@@ -176,6 +206,7 @@ def search(
             row.check_complete(best, new)
         if all(row.complete for row in rows):
             break
+        yield
 
 
 def list_stops(eos_id: int | None, eos_sequence: list | None) -> list[list[int]]:
@@ -264,41 +295,3 @@ def join_rows(rows: list[FinishedBeams], eos_id: int | None, device: torch.devic
     for text in (text for row in texts for text in row):
         text += [text[-1] if eos_id is None else eos_id] * (longest - len(text))
     return Beams(torch.tensor(texts, device=device), torch.tensor(scores, device=device))
-
-
-def beam_story(
-    model: GPTModel,
-    tokenizer: tiktoken.Encoding,
-    prompt: str = "",
-    *,
-    num_beams: int = 4,
-    max_new_tokens: int = 400,
-    title: str | None = None,
-    markers: bool = False,
-    length_penalty: float = 1.0,
-    no_repeat_ngram_size: int = 0,
-) -> str:
-    """The likeliest story that beam search finds, without its opening.
-
-    prompt, title, markers: see `story_opening`. The rest: see `beam_search`.
-    """
-    opening = story_opening(tokenizer, prompt, title, markers)
-    found = beam_search(
-        model,
-        torch.tensor([opening], device=model.tok_emb.weight.device),
-        max_new_tokens,
-        model.config["context_length"],
-        num_beams=num_beams,
-        length_penalty=length_penalty,
-        eos_sequence=encode(END, tokenizer),
-        no_repeat_ngram_size=no_repeat_ngram_size,
-    )
-    text = tokenizer.decode(found.ids[0, 0, len(opening) :].tolist())
-    return text.partition(END)[0]
-
-
-def stream_beams(
-    model: GPTModel, tokenizer: tiktoken.Encoding, prompt: str = "", **settings
-) -> Iterator[str]:
-    """`beam_story` in the form of `stream_story`; there is nothing to show before the end."""
-    yield beam_story(model, tokenizer, prompt, **settings)

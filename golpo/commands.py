@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal, TypedDict, get_type_hints
 
 import tyro
 
-from golpo.beam_search import BeamSettings, stream_beams
+from golpo.beam_search import BeamSettings
+from golpo.beam_stories import stream_beams
 from golpo.console import plain_text, print_safely
 from golpo.paths import DEFAULT_CHECKPOINT_DIR
 from golpo.requests import Request, request_opening

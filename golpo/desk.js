@@ -4,6 +4,8 @@
 const NARROW = 47.5; // rem, as in desk.css
 const ANSWER_WITHIN = 20_000; // milliseconds
 const RECONNECT_WITHIN = 5_000;
+// What changes the text. Until the kernel has done it, the page takes no typing: it would be lost.
+const CHANGES = ["go", "retry", "undo", "redo", "new", "open", "delete", "take", "take_word"];
 let pages = 0;
 
 const readable = (word) => word.replaceAll("\n", "↵").trim() || t("space");
@@ -19,6 +21,8 @@ class Desk extends DeskControls {
     this.paper = new Paper(() => this.later("edit", () => this.flush()), (at) => this.placed(at));
     this.facts = { state: "ready" };
     this.sentence = "";
+    this.requests = 0;
+    this.asked = null; // the newest change that the kernel has not done yet
     this.lost = false; // the kernel that had the story is gone
     this.el = el;
     el.classList.add("golpo");
@@ -41,8 +45,13 @@ class Desk extends DeskControls {
     if (!["hello", "edit", "title", "form"].includes(name)) this.flush();
     this.say("");
     this.expectAnswer(ANSWER_WITHIN);
+    const message = { do: name, ...values };
+    if (CHANGES.includes(name)) {
+      this.asked = message.request = `${this.id}-${++this.requests}`;
+      this.showState();
+    }
     try {
-      this.model.send({ do: name, ...values });
+      this.model.send(message);
     } catch { /* a kernel that is restarting takes nothing, and so will not answer */ }
   }
 
@@ -124,7 +133,14 @@ class Desk extends DeskControls {
     this[`on_${event.ev}`]?.(event, buffers);
   }
 
+  on_done(event) {
+    if (event.request !== this.asked) return;
+    this.asked = null;
+    this.showState();
+  }
+
   on_all(event) {
+    this.asked = null;
     if (!this.fields) this.buildForm(event);
     this.fill(event.values);
     this.speaker.textContent = event.speaker;
@@ -186,7 +202,7 @@ class Desk extends DeskControls {
       control.disabled = writing || this.lost || off;
     }
     go.disabled = here.disabled = this.lost;
-    this.paper.area.readOnly = this.title.readOnly = writing || this.lost;
+    this.paper.area.readOnly = this.title.readOnly = writing || this.lost || this.asked !== null;
     if (had === go && writing) stop.focus();
     if (had === stop && !writing) go.focus();
   }

@@ -2,6 +2,7 @@
 
 A page sends messages {"do": name, …}; `receive` calls the action of that name with the rest as
 keywords. Answers go to `send`: {"ev": name, …}, and {"+": words} for words that the model adds.
+A message with a "request" is answered by {"ev": "done"} once its action is over.
 """
 
 import os
@@ -55,9 +56,11 @@ class Desk:
 
     def receive(self, message: dict) -> None:
         """Do what a page asks for; an error becomes one sentence on the page."""
+        request = None
         try:
             values = dict(message)
             name = values.pop("do", None)
+            request = values.pop("request", None)
             if name not in self.actions:
                 raise ValueError(f"the page asks for {name!r}, which the desk does not know")
             if self.runner.busy and name not in WHILE_WRITING:
@@ -65,6 +68,8 @@ class Desk:
             self.actions[name](**values)
         except Exception as error:
             self.report(error)
+        if request is not None:
+            self.send({"ev": "done", "request": request})
 
     def report(self, error: Exception | None) -> None:
         """Show an exception as one sentence, and the state after it."""

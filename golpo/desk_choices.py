@@ -98,6 +98,7 @@ class Alternatives:
         """Write several ways on: short ones, or whole passages; one for each style, or by seed."""
         desk = self.desk
         options = desk.form.options()
+        options.pop("num_beams", None)  # beams find one way only
         if short:
             options["max_new_tokens"] = SHORT
         if count == FOUR_STYLES:

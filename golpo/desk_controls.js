@@ -30,6 +30,11 @@ class DeskControls {
       this.fields[name] = { get: () => node.value, set: (v) => { node.value = v; } };
       return h("label", { className: "field" }, label, node);
     };
+    const beams = field("num_beams", "Beams", "", "select");
+    beams.lastChild.append(...event.beams.map((value) => h("option", { value }, String(value))));
+    this.fields.num_beams.get = () => Number(beams.lastChild.value);
+    this.beams = h("div", {}, beams, h("p", { className: "small" },
+      "Above 1, the likeliest passage is searched for: good for one right answer, bad for stories."));
     const length = field("length", "Length", "", "select");
     length.lastChild.append(...["", ...event.lengths].map(
       (value) => h("option", { value }, value || "any")));
@@ -46,7 +51,7 @@ class DeskControls {
     const wishes = fold("What the story shall have", false, field("hero", "Hero", "Hanna"),
       field("words", "Words", "lamp, owl"), length,
       h("p", { className: "small" }, "For a model that was trained with requests."));
-    this.form.replaceChildren(this.presets, ...sliders.true,
+    this.form.replaceChildren(this.presets, ...sliders.true, this.beams,
       field("note", "Note: what the model always sees", "Who, where, what must not be forgotten",
         "textarea"),
       h("div", { className: "row" }, beside, number),
@@ -151,6 +156,7 @@ class DeskControls {
 
   formChanged(name) {
     this.changed = { ...this.changed, [name]: this.fields[name].get() };
+    this.showBeams();
     this.later("form", () => this.sendForm());
   }
 
@@ -162,6 +168,12 @@ class DeskControls {
 
   fill(values) {
     for (const [name, value] of Object.entries(values)) this.fields[name].set(value);
+    this.showBeams();
+  }
+
+  // Beams sample nothing, so they belong to temperature 0, as the preset exact has it.
+  showBeams() {
+    this.beams.hidden = this.fields.temperature.get() > 0;
   }
 
   showPresets(event) {

@@ -43,6 +43,7 @@ PRESETS = {
     "wild": {"temperature": 1.3, "top_k": 0, "min_p": 0.02, "repetition_penalty": 1.1},
     "exact": {"temperature": 0.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0},
 }
+BEAMS = (1, 2, 4, 8)  # at temperature 0: how many continuations to follow at once
 PRESETS_FILE = "presets.json"
 TEXTS = ("note", "hero", "words", "length")
 
@@ -53,7 +54,7 @@ class DeskForm:
     def __init__(self, desk, output_dir):
         self.desk = desk
         self.path = as_path("output_dir", output_dir) / PRESETS_FILE
-        self.values = {**DEFAULT_SAMPLING, "seed": 1, **dict.fromkeys(TEXTS, "")}
+        self.values = {**DEFAULT_SAMPLING, "seed": 1, "num_beams": 1, **dict.fromkeys(TEXTS, "")}
         self.own = self.read_presets()
         self.actions = {
             "form": self.take,
@@ -69,6 +70,7 @@ class DeskForm:
             "presets": PRESETS | self.own,
             "own": list(self.own),
             "lengths": list(CHOICES["length"]),
+            "beams": list(BEAMS),
         }
 
     def take(self, values: dict, source: str = "") -> None:
@@ -80,7 +82,7 @@ class DeskForm:
     def set(self, values: dict, source: str = "") -> None:
         """Set controls, on all pages but `source`. Raises ValueError for a bad value."""
         for name, value in values.items():
-            if name in SLIDERS:
+            if name in SLIDERS or name == "num_beams":
                 self.values[name] = checked(name, value)
             elif name in TEXTS:
                 check_kind(f"the field {name}", value, str, "text")
@@ -115,7 +117,10 @@ class DeskForm:
     def options(self) -> dict:
         """The keywords of `stream_passage`. Raises ValueError for what cannot be asked for."""
         self.sampling()
-        return {"note": self.values["note"], "request": self.request(), **self.settings()}
+        options = {"note": self.values["note"], "request": self.request(), **self.settings()}
+        if self.values["temperature"] == 0 and self.values["num_beams"] > 1:
+            options["num_beams"] = self.values["num_beams"]
+        return options
 
     def read_presets(self) -> dict:
         """The writer's own presets; none if their file is missing or damaged."""
@@ -135,7 +140,8 @@ class DeskForm:
         name = " ".join(name.split())[:40]
         if not name or name in PRESETS:
             raise ValueError(f"a preset of your own cannot be called {name!r}; give another name")
-        self.own[name] = {key: self.values[key] for key in SLIDERS if key != "seed"}
+        self.own[name] = {key: self.values[key] for key in (*SLIDERS, "num_beams")}
+        del self.own[name]["seed"]
         self.write_presets()
 
     def delete_preset(self, name: str) -> None:
@@ -151,7 +157,11 @@ class DeskForm:
 
 
 def checked(name: str, value) -> int | float:
-    """A slider's value as the number that it must be. Raises ValueError for any other."""
+    """A control's value as the number that it must be. Raises ValueError for any other."""
+    if name == "num_beams":
+        if type(value) is not int or value not in BEAMS:
+            raise ValueError(f"the number of beams is {value!r}; it must be one of {BEAMS}")
+        return value
     if name not in SLIDERS:
         raise ValueError(f"there is no slider {name!r}")
     label, low, high, step, _ = SLIDERS[name]

@@ -1,11 +1,13 @@
 """A passage by the model for the writer's desk: clean words and a title, piece by piece."""
 
+import functools
 import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import tiktoken
 
+from golpo.beam_stories import stream_beams
 from golpo.console import plain_text
 from golpo.long_stories import Sight, complete_pieces, is_broken_end, sight_of, stream_long_story
 from golpo.requests import Request, request_opening
@@ -51,6 +53,29 @@ class StoryReader:
         return Piece(words, title, raw)
 
 
+def write_with_beams(
+    num_beams: int,
+    model: GPTModel,
+    tokenizer: tiktoken.Encoding,
+    prompt: str = "",
+    *,
+    max_new_tokens: int,
+    title: str | None = None,
+    markers: bool = False,
+    **sampling: float | None,
+) -> Iterator[str]:
+    """`stream_beams` with the keywords of `stream_story`; those of sampling have no effect."""
+    return stream_beams(
+        model,
+        tokenizer,
+        prompt,
+        num_beams=num_beams,
+        max_new_tokens=max_new_tokens,
+        title=title,
+        markers=markers,
+    )
+
+
 def raw_pieces(
     model: GPTModel,
     tokenizer: tiktoken.Encoding,
@@ -59,20 +84,33 @@ def raw_pieces(
     note: str,
     request: Request,
     on_sight: Callable[[Sight], None] | None,
+    *,
+    num_beams: int = 1,
     **settings,
 ) -> Iterator[str]:
     """Yield what the model writes after `text`; return "end" or "limit".
 
+    num_beams: above 1, it is searched for; then empty pieces come first, one a token.
     A request is a part of what the model sees as long as all of the text fits into its context.
     """
+    write = stream_story
+    if num_beams > 1:
+        write = functools.partial(write_with_beams, num_beams)
     sight = sight_of(model, tokenizer, text, title, note)
     if request.is_used() and sight.start == 0 and sight.text == text:
         opening = request_opening(request, title, sight.prompt)
         if len(story_opening(tokenizer, **opening)) <= model.config["context_length"]:
-            return (yield from stream_story(model, tokenizer, **opening, **settings))
+            return (yield from write(model, tokenizer, **opening, **settings))
     return (
         yield from stream_long_story(
-            model, tokenizer, text, title=title, note=note, on_sight=on_sight, **settings
+            model,
+            tokenizer,
+            text,
+            title=title,
+            note=note,
+            on_sight=on_sight,
+            write=write,
+            **settings,
         )
     )
 
@@ -87,8 +125,9 @@ def stream_passage(
     on_sight: Callable[[Sight], None] | None = None,
     **settings,
 ) -> Iterator[Piece]:
-    """Yield a passage that continues `text`; return "end" or "limit". settings: of `stream_story`.
+    """Yield a passage that continues `text`; return "end" or "limit".
 
+    settings: of `stream_story`, and num_beams: above 1, the passage comes as a whole at its end.
     Without title and text the model chooses a title, which it sees behind a full context, too.
     """
     request = request or Request()

@@ -135,6 +135,7 @@ class Paper {
   }
 
   append(words) {
+    if (!words) return; // beam search says only that it is at work
     const length = this.area.value.length;
     const mode = this.area.selectionStart === length ? "end" : "preserve";
     this.area.setRangeText(words, length, length, mode);

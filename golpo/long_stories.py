@@ -76,7 +76,8 @@ def is_broken_end(piece: str, stops: tuple[str, ...]) -> bool:
 def complete_pieces(stream: Iterator[str]) -> Iterator[tuple[str, str | None]]:
     """Each piece of a stream with None; the last one with how the stream ended.
 
-    A stream without a piece gives one empty piece.
+    A stream without a piece gives one empty piece. Empty pieces pass at once: beam search gives
+    one a token, so that whoever reads the stream can stop it.
     """
     piece = ""
     while True:
@@ -85,6 +86,9 @@ def complete_pieces(stream: Iterator[str]) -> Iterator[tuple[str, str | None]]:
         except StopIteration as stop:
             yield piece, stop.value
             return
+        if not following:
+            yield "", None
+            continue
         if piece:
             yield piece, None
         piece = following
@@ -100,14 +104,17 @@ def stream_long_story(
     max_new_tokens: int = 400,
     seed: int | None = None,
     on_sight: Callable[[Sight], None] | None = None,
+    write: Callable[..., Iterator[str]] | None = None,
     **sampling: float | None,
 ) -> Iterator[str]:
     """Yield a story in pieces of text, as `stream_story` does; return "end" or "limit".
 
     note: a line or two that the model always sees: who, where, what must not be forgotten.
     on_sight: called with what the model sees, first and whenever that becomes less.
+    write: what writes each part, with the keywords of `stream_story`, which is the default.
     Without a note, a story that fits into the context is the one that `stream_story` generates.
     """
+    write = write or stream_story
     capacity = model.config["context_length"]
     text = prompt
     left = max_new_tokens
@@ -119,7 +126,7 @@ def stream_long_story(
         opening = story_opening(tokenizer, sight.prompt, sight.title)
         count = min(left, max(1, capacity - len(opening) + 1))
         left -= count
-        stream = stream_story(
+        stream = write(
             model,
             tokenizer,
             sight.prompt,
@@ -131,7 +138,7 @@ def stream_long_story(
         for piece, ended in complete_pieces(stream):
             last = ended == "end" or (ended is not None and left <= 0)
             whole = ended is None or last or not is_broken_end(piece, (END,))
-            if piece and whole:
+            if whole and (piece or ended is None):
                 yield piece
                 text += piece
         if last:

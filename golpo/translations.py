@@ -129,6 +129,10 @@ STUDIO = {
     "the same seed and settings give the same words again": (
         "একই বীজ ও একই সেটিং দিলে একই লেখা পাওয়া যায়"
     ),
+    "Beams": "বিম",
+    "Above 1, the likeliest passage is searched for: good for one right answer, bad for stories.": (
+        "১ এর বেশি হলে সবচেয়ে সম্ভাব্য লেখাটি খোঁজে: একটিই ঠিক উত্তর থাকলে ভালো, গল্পের জন্য খারাপ"
+    ),
     "Note: what the model always sees": "নোট: মডেল যা সবসময় দেখে",
     "Who, where, what must not be forgotten": "কে, কোথায়, কী ভোলা চলবে না",
     "Write side by side": "পাশাপাশি লিখুন",

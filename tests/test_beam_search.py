@@ -7,7 +7,8 @@ import pytest
 import torch
 import transformers
 
-from golpo.beam_search import beam_search, beam_story
+from golpo.beam_search import beam_search
+from golpo.beam_stories import beam_story
 from golpo.huggingface import export_hf
 from golpo.inference import load_storyteller, prepare_for_inference
 from golpo.static_decoding import StaticSteps

@@ -417,6 +417,21 @@ def test_two_studios_in_one_notebook_have_texts_of_their_own(notebook):
     wait_for(lambda: {texts[0], "An owl slept."} <= set(kept(notebook.project)))
 
 
+def test_until_the_kernel_has_begun_a_new_story_the_page_takes_no_typing(notebook):
+    """It would be lost when the new story comes."""
+    studio = notebook.studios[0]
+    studio.get_by_label("Story", exact=True).fill("An old story.")
+    read_only = studio.locator(".golpo").evaluate(
+        """desk => {
+          [...desk.querySelectorAll("button")].find((b) => b.textContent === "New story").click();
+          return desk.querySelector(".paper textarea").readOnly;
+        }"""
+    )
+    assert read_only
+    studio.get_by_label("Story", exact=True).fill("A new story.")  # it waits until that can be
+    wait_for(lambda: {"An old story.", "A new story."} <= set(kept(notebook.project)))
+
+
 def test_a_page_that_is_loaded_again_shows_the_story_as_it_grows(notebook):
     studio = notebook.studios[0]
     begin_story(studio, "A mill stood.")
@@ -429,6 +444,28 @@ def test_a_page_that_is_loaded_again_shows_the_story_as_it_grows(notebook):
     wait_for(lambda: len(story(studio)) > len(seen))
     text = stop(studio)
     wait_for(lambda: text in kept(notebook.project))
+
+
+def test_the_preset_exact_offers_beams(notebook):
+    studio = notebook.studios[1]
+    beams = studio.get_by_label("Beams")
+    press(studio, "New story")
+    press(studio, "balanced")
+    assert not beams.is_visible()
+    press(studio, "exact")
+    beams.select_option("8")
+    studio.get_by_label("max tokens", exact=True).press("Home")
+    studio.get_by_label("Story", exact=True).fill("A door opened.")
+    press(studio, "Write")
+    wait_for(lambda: "max tokens reached · 10 tokens" in state(studio))
+    text = story(studio)
+    assert text.startswith("A door opened.") and len(text) > 14
+    studio.get_by_label("max tokens", exact=True).press("End")
+    press(studio, "Continue")
+    wait_for(lambda: re.search(r"Writing · \d+ tokens", state(studio)))
+    assert stop(studio) == text
+    press(studio, "balanced")
+    assert not beams.is_visible()
 
 
 # Run in the page: the number of controls, and what is cut off, must be scrolled sideways, or

@@ -13,8 +13,10 @@ from helpers import WORDS_CONFIG
 import golpo.desk_choices
 import golpo.desk_writing
 from golpo.adapter_files import base_fingerprint
+from golpo.beam_stories import beam_story
 from golpo.choices import read_choices
 from golpo.desk import Desk
+from golpo.desk_form import PRESETS
 from golpo.desk_stream import StoryReader, stream_passage
 from golpo.requests import Request, request_opening
 from golpo.shelf import Shelf
@@ -241,6 +243,64 @@ def test_interrupt_keeps_the_text_and_gives_the_signal_back(desk):
     assert signal.getsignal(signal.SIGINT) is before
 
 
+EXACT = {**PRESETS["exact"], "max_new_tokens": 12}
+
+
+@pytest.mark.parametrize("num_beams", [1, 2, 4, 8])
+def test_the_preset_exact_searches_with_beams(desk, model, num_beams):
+    type_text(desk, "Once upon a time")
+    desk.ask("form", values=EXACT | {"num_beams": num_beams})
+    desk.page.events.clear()
+    desk.ask("go")
+    expected = beam_story(*model, "Once upon a time", num_beams=num_beams, max_new_tokens=12)
+    assert desk.page.text == "Once upon a time" + remove_markers(expected)
+    words = [event["+"] for event in desk.page.events if event.get("+")]
+    assert num_beams == 1 or not words  # nothing is shown before the end
+    assert desk.writing.tokens == 12 and not desk.page.messages()
+
+
+def test_beams_belong_to_temperature_0_and_to_one_passage(desk, writes):
+    calls = writes([" a"])
+    desk.ask("form", values={"num_beams": 4})
+    desk.ask("go")
+    desk.ask("form", values=EXACT)
+    desk.ask("ways", count=2)
+    desk.ask("go")
+    assert ["num_beams" in options for _, _, options in calls] == [False, False, False, True]
+    desk.ask("save_preset", name="mine")
+    assert desk.form.own["mine"]["num_beams"] == 4 and desk.form.read_presets() == desk.form.own
+
+
+def test_with_beams_the_model_writes_a_title_and_past_its_context(desk, model):
+    """The passage is searched for part by part; no piece of text is written twice."""
+    length = model[0].config["context_length"]
+    desk.ask("form", values=EXACT | {"num_beams": 2, "max_new_tokens": length, "note": "Mira."})
+    desk.ask("go")
+    first = desk.page.text
+    desk.ask("go")
+    assert not desk.page.messages()
+    assert first and desk.page.text.startswith(first) and len(desk.page.text) > len(first)
+    assert desk.writing.sight > 0
+
+
+def test_stop_while_beams_search_leaves_the_text(desk):
+    async def play():
+        desk.ask("form", values=EXACT | {"num_beams": 8, "max_new_tokens": 2000})
+        desk.ask("go")
+        while desk.writing.tokens < 5:
+            await asyncio.sleep(0.001)
+        desk.ask("stop")
+        tokens = desk.writing.tokens
+        while desk.runner.busy:
+            await asyncio.sleep(0.001)
+        return desk.writing.tokens - tokens
+
+    type_text(desk, "Once upon a time")
+    assert on_a_loop(play) <= 1
+    assert desk.page.last("state")["state"] == "stopped"
+    assert desk.page.text == "Once upon a time" and desk.writing.tokens < 2000
+
+
 @pytest.mark.parametrize("loop", [True, False], ids=["in a notebook", "in plain Python"])
 def test_an_error_is_one_sentence_on_the_page(tmp_path, loop):
     model = GPTModel(WORDS_CONFIG).eval()
@@ -278,6 +338,16 @@ def test_two_pages_show_the_same_story(desk):
     assert "another page" in desk.page.messages()[-1] and desk.page.text == "One two day"
 
 
+def test_a_request_is_done_when_its_action_is_over(desk, writes):
+    """Even if the action fails: until then the page takes no typing."""
+    type_text(desk, "One day")
+    for number, name in enumerate(("new", "retry")):
+        desk.page.events.clear()
+        desk.ask(name, request=number)
+        assert desk.page.events[-1] == {"ev": "done", "request": number}
+        assert len(desk.page.events) > 1
+
+
 @pytest.mark.parametrize(
     "message",
     [
@@ -287,6 +357,8 @@ def test_two_pages_show_the_same_story(desk):
         {"do": "go", "at": "x"},
         {"do": "form", "values": {"temperature": "hot"}},
         {"do": "form", "values": {"top_k": True}},
+        {"do": "form", "values": {"num_beams": 3}},
+        {"do": "form", "values": {"num_beams": True}},
         {"do": "open", "name": "../../etc/passwd"},
         {"do": "take", "number": 1},
         {"do": "word", "at": 99},

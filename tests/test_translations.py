@@ -51,7 +51,7 @@ SHOWN = (
     r'(?:placeholder|ariaLabel|title|alt): "([^"]+)"',
     r'field\("\w+", "([^"]+)"',
     r'field\("\w+", "[^"]+",\s*"([^"]+)"',
-    r'"label|className: "small" \}, "([^"]+)"',
+    r'"label|className: "small" \},\s*"([^"]+)"',
     r'h\("option", [^)]*\? "([^"]+)"',
     r'\|\| "([^"]+)"',
     r'\? "([A-Z][a-z]+)" : "',
