@@ -45,11 +45,15 @@ def show_the_desk(page, address: str) -> None:
     page.goto(address)
     write_story(page, "Once upon a time, in a small house by the sea,")
     picture(page, "light")
+    press(page, "New story")
+    page.get_by_label("max tokens", exact=True).fill("60")  # ways on from the midst of a story
+    write_story(page, "One night a small owl knocked at the window.")
     press(page, "Three ways on")
     page.get_by_role("button", name="I like way 3").wait_for()
     picture(page, "ways")
     press(page, "Close the ways")
-    page.get_by_label("Story", exact=True).click(position={"x": 150, "y": 45})
+    page.get_by_label("Story", exact=True).press("ArrowLeft")
+    page.keyboard.press("Alt+Enter")  # the last word
     page.locator(".golpo .word button").first.wait_for()
     picture(page, "words")
     page.set_viewport_size({"width": 390, "height": 1400})

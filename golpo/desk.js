@@ -22,11 +22,12 @@ class Desk extends DeskControls {
     this.facts = { state: "ready" };
     this.sentence = "";
     this.requests = 0;
-    this.asked = null; // the newest change that the kernel has not done yet
+    this.asked = "hello"; // the newest change that the kernel has not done yet, or null
     this.lost = false; // the kernel that had the story is gone
     this.el = el;
     el.classList.add("golpo");
     this.build();
+    this.paper.area.readOnly = this.title.readOnly = true; // until the story is here
     this.listener = (message, buffers) => this.receive(message, buffers ?? []);
     model.on("msg:custom", this.listener);
     this.reconnect = () => this.askAgain();

@@ -432,13 +432,24 @@ def test_until_the_kernel_has_begun_a_new_story_the_page_takes_no_typing(noteboo
     wait_for(lambda: {"An old story.", "A new story."} <= set(kept(notebook.project)))
 
 
+NOTE_FIRST_STATE = """
+new MutationObserver(() => {
+  const area = document.querySelector(".golpo .paper textarea");
+  if (area) window.readOnlyAtFirst ??= area.readOnly;
+}).observe(document, { childList: true, subtree: true });
+"""
+
+
 def test_a_page_that_is_loaded_again_shows_the_story_as_it_grows(notebook):
     studio = notebook.studios[0]
     begin_story(studio, "A mill stood.")
     text = story(studio)
     choose(notebook.page, "File", "Save Notebook")
+    notebook.page.add_init_script(NOTE_FIRST_STATE)
     notebook.page.reload()
     wait_for(lambda: "Writing" in state(studio))
+    # What is typed before the story is there would be lost.
+    assert notebook.page.evaluate("readOnlyAtFirst") is True
     seen = story(studio)
     assert seen.startswith(text)
     wait_for(lambda: len(story(studio)) > len(seen))

@@ -362,7 +362,8 @@ def test_what_the_pages_show_and_link_to_is_in_the_repository():
     assert Path("README.md") in pages
     for page in pages:
         text = (PROJECT / page).read_text(encoding="utf-8")
-        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+        links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)
+        for link in links + re.findall(r'<img src="([^":]+)"', text):
             target = os.path.normpath(page.parent / link)
             assert target in known | folders, f"{link} in {page}"
 
