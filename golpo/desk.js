@@ -4,6 +4,7 @@
 const NARROW = 47.5; // rem, as in desk.css
 const ANSWER_WITHIN = 20_000; // milliseconds
 const RECONNECT_WITHIN = 5_000;
+const NEXT_WORD_WITHIN = 60_000;
 // What changes the text. Until the kernel has done it, the page takes no typing: it would be lost.
 const CHANGES = ["go", "retry", "undo", "redo", "new", "open", "delete", "take", "take_word"];
 let pages = 0;
@@ -23,6 +24,7 @@ class Desk extends DeskControls {
     this.sentence = "";
     this.requests = 0;
     this.asked = "hello"; // the newest change that the kernel has not done yet, or null
+    this.silent = false; // the kernel has not answered
     this.lost = false; // the kernel that had the story is gone
     this.el = el;
     el.classList.add("golpo");
@@ -61,15 +63,18 @@ class Desk extends DeskControls {
     const silent = "The kernel does not answer. Run the cell again; your stories are on the shelf.";
     clearTimeout(this.waiting);
     this.waiting = setTimeout(() => {
+      this.silent = true;
+      this.lost = lost;
       this.say(silent);
-      this.setLost(lost);
+      this.showState();
     }, milliseconds);
   }
 
-  setLost(lost) {
-    if (this.lost === lost) return;
-    this.lost = lost;
-    if (!lost) this.say("");
+  answered() {
+    clearTimeout(this.waiting);
+    if (!this.silent) return;
+    this.silent = this.lost = false;
+    this.say("");
     this.showState();
   }
 
@@ -126,12 +131,11 @@ class Desk extends DeskControls {
   // What the kernel sends.
 
   receive(event, buffers) {
-    clearTimeout(this.waiting);
-    this.setLost(false);
-    if (this.facts.state === "writing") this.expectAnswer(ANSWER_WITHIN);
-    if ("+" in event) return this.append(event);
-    if ("w" in event) return event.w.forEach(([n, words]) => this.wayTexts[n].append(words));
-    this[`on_${event.ev}`]?.(event, buffers);
+    this.answered();
+    if ("+" in event) this.append(event);
+    else if ("w" in event) event.w.forEach(([n, words]) => this.wayTexts[n].append(words));
+    else this[`on_${event.ev}`]?.(event, buffers);
+    if (this.facts.state === "writing") this.expectAnswer(NEXT_WORD_WITHIN, true);
   }
 
   on_done(event) {

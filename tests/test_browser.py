@@ -8,6 +8,7 @@ import inspect
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -348,7 +349,9 @@ def test_the_studio_works_in_voila(python, project, page, tmp_path):
 
 CELLS = [
     """
-import sys
+import os, sys
+from pathlib import Path
+Path("../kernel").write_text(str(os.getpid()))
 sys.path.insert(0, "..")
 import golpo
 model, tokenizer, about = golpo.load_storyteller("../gpt_checkpoints")
@@ -527,19 +530,37 @@ def test_at_200_percent_no_control_is_cut_off(notebook, zoom):
     assert count > 40 and not faults
 
 
-def test_after_a_restart_of_the_kernel_the_page_says_so_and_the_shelf_has_the_story(notebook):
+def check_that_nothing_is_lost(notebook, end_kernel):
+    """End the kernel while the model writes; the page says so, and the shelf has the story."""
     studio = notebook.studios[0]
     begin_story(studio, "A lamp burned.")
     text = wait_for(lambda: next((t for t in kept(notebook.project) if "A lamp" in t), None))
-    choose(notebook.page, "Kernel", "Restart Kernel…")
-    notebook.page.locator(".jp-Dialog .jp-mod-accept").click()
-    for one in notebook.studios:
-        wait_for(lambda one=one: "does not answer" in one.locator(".message").inner_text())
+    end_kernel()
+    message = studio.locator(".message")
+    wait_for(lambda: "does not answer" in message.inner_text(), seconds=90)
     assert "Writing" not in state(studio)
     assert story(studio).startswith(text)
     assert not studio.get_by_label("Story", exact=True).is_editable()
     notebook.run()
     studio.locator(".golpo .rows .link", has_text="A lamp burned.").first.click()
     wait_for(lambda: story(studio).startswith(text))
-    studio.get_by_label("Story", exact=True).fill("A lamp went out.")
-    wait_for(lambda: "A lamp went out." in kept(notebook.project))
+    press(studio, "New story")
+    studio.get_by_label("Story", exact=True).fill("The lamp went out.")
+    wait_for(lambda: "The lamp went out." in kept(notebook.project))
+
+
+def test_after_a_restart_of_the_kernel_the_page_says_so_and_the_shelf_has_the_story(notebook):
+    def restart():
+        choose(notebook.page, "Kernel", "Restart Kernel…")
+        notebook.page.locator(".jp-Dialog .jp-mod-accept").click()
+
+    check_that_nothing_is_lost(notebook, restart)
+
+
+@pytest.mark.slow
+def test_after_a_kill_of_the_kernel_the_page_says_so_and_the_shelf_has_the_story(notebook):
+    def kill():
+        os.kill(int((notebook.project / "kernel").read_text()), signal.SIGKILL)
+        notebook.page.locator(".jp-Dialog .jp-mod-accept").click()  # JupyterLab says so, too
+
+    check_that_nothing_is_lost(notebook, kill)
