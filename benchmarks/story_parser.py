@@ -31,7 +31,6 @@ from story_world import (  # noqa: E402
     MANNERS,
     OPENINGS,
     PLACES,
-    THINGS,
     TRADES,
 )
 
@@ -112,8 +111,9 @@ def words_for(hole: str, plot: Plot) -> list[tuple[str, list[Bound]]]:
     if hole == "opening":
         return [(text, []) for text in OPENINGS]
     if hole == "place":
-        return [(text, [("place", "place", frozenset([text]))]) for text in PLACES]
-    return [(text, [("object", hole, frozenset([text]))]) for text in THINGS[hole]]
+        return [(one.where, [("place", "place", frozenset([one.where]))]) for one in PLACES]
+    things = sorted({getattr(place, hole) for place in PLACES})
+    return [(text, [("object", hole, frozenset([text]))]) for text in things]
 
 
 class Pattern:

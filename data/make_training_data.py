@@ -20,7 +20,7 @@ def main() -> None:
     """Read the options, write the stories, check them and write the file."""
     parser = argparse.ArgumentParser(description="Make the story corpus.")
     parser.add_argument("--seed", type=int, default=1, help="same seed, same stories")
-    parser.add_argument("--stories", type=int, default=1900, help="how many stories")
+    parser.add_argument("--stories", type=int, default=5700, help="how many stories")
     parser.add_argument(
         "--output",
         type=Path,

@@ -5,21 +5,21 @@ docs/story_grammar.md says how to read and how to add a plot.
 
 import random
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from story_world import (
     CHILDREN,
-    FRIENDS,
     HELPERS,
     HEROES,
     MANNERS,
     OPENINGS,
-    PLACES,
     THINGS,
     TRADES,
     Person,
+    friend_of,
+    home_of,
 )
 
 PLOTS_DIR = Path(__file__).resolve().parent / "plots"
@@ -27,6 +27,7 @@ PLOTS_DIR = Path(__file__).resolve().parent / "plots"
 MIN_WORDS = 80
 MAX_WORDS = 136  # so that a story fits into the 272 tokens that the smallest preset sees at once
 MAX_SAME_TITLE = 16
+MOST_SHARED = 0.6  # of the sentences of two stories with the same plot and hero
 MOST_TRIES = 200  # a story
 CHILD = 0.35  # how often a hero is a child where the plot allows any trade
 UNTITLED = 12  # one story in so many has no title, as when a reader gives only the first words
@@ -216,10 +217,10 @@ def choose_holes(plot: Plot, rng: random.Random) -> Holes:
     helpers = [one for one in others_for(hero, helpers_of(plot)) if trade not in one.name]
     holes = Holes(hero=hero.name, **CASES[hero.he])
     holes.update(who=f"{manner} {trade}", trade=trade, trait=trait, opening=rng.choice(OPENINGS))
-    holes.update(person_holes("friend", rng.choice(others_for(hero, FRIENDS))))
+    holes.update(person_holes("friend", friend_of(hero)))
     holes.update(person_holes("helper", rng.choice(helpers)))
-    holes.update(place=rng.choice(PLACES))
-    holes.update({thing: rng.choice(words) for thing, words in THINGS.items()})
+    home = home_of(hero)
+    holes.update(place=home.where, **{thing: getattr(home, thing) for thing in THINGS})
     for columns, rows in plot.facts.items():
         holes.update(zip(columns.split(), rng.choice(rows), strict=True))
     return holes
@@ -238,13 +239,13 @@ def write_story(plot: Plot, rng: random.Random) -> tuple[str, str, str]:
 
 
 def write_stories(count: int, seed: int) -> list[tuple[str, str, str, str]]:
-    """`count` stories, turn by turn from each plot, with no repetition.
+    """`count` stories, turn by turn from each plot, no two of them nearly the same.
 
     Each is its plot's name, its title, its hero and its text.
     """
     rng = random.Random(seed)
     stories = []
-    seen = set()
+    seen = defaultdict(list)  # (plot, hero) → the sentences of each story so far
     titles = Counter()
     tries = 0
     while len(stories) < count:
@@ -255,13 +256,24 @@ def write_stories(count: int, seed: int) -> list[tuple[str, str, str, str]]:
         title, hero, text = write_story(plot, rng)
         good_length = MIN_WORDS <= len(text.split()) <= MAX_WORDS
         hero_at_end = hero in text.split("\n\n")[-1]
-        new = text not in seen and titles[title] < MAX_SAME_TITLE
+        sentences = split_sentences(text)
+        new = not is_near(sentences, seen[plot.name, hero]) and titles[title] < MAX_SAME_TITLE
         if good_length and hero_at_end and new:
-            seen.add(text)
+            seen[plot.name, hero].append(sentences)
             titles[title] += 1
             stories.append((plot.name, title, hero, text))
     rng.shuffle(stories)
     return stories
+
+
+def split_sentences(text: str) -> set[str]:
+    """The sentences of a story; one that ends in speech goes on to the next end."""
+    return set(re.split(r"(?<=[.!?]) |\n\n", text))
+
+
+def is_near(sentences: set[str], others: list[set[str]]) -> bool:
+    """Whether a story shares most of its sentences with one of the others."""
+    return any(len(sentences & other) > MOST_SHARED * len(sentences) for other in others)
 
 
 def check_stories(stories: list[tuple[str, str, str, str]]) -> None:

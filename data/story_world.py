@@ -22,32 +22,42 @@ HEROES = people(
     "Maya Tara Hanna Natasha Fiona Elena Sara Isabel Grace Zoe Emma Lina",
     "Raj Ivan Owen Dylan Leo Marco Ali Ahmed Ken Pablo Noah Ben",
 )
+# A hero's home and friend are the same in all stories, as in a series (home_of and friend_of): a
+# very small model remembers them then.
 FRIENDS = people(
     "Vera Kate Stella Ruth Kim Eva Hope Jane", "Kumar Igor Sean Simon Adam Jin Juan Abel"
 )
 
+
+@dataclass(frozen=True)
+class Place:
+    """Where a hero lives, and what there is. A plot may use any of it."""
+
+    where: str
+    water: str
+    tree: str
+    dish: str
+    treats: str
+
+
 PLACES = [
-    "in a village by the river",
-    "in a village under a blue mountain",
-    "in a village of ponds",
-    "in a white village on a hill",
-    "in a harbour town with white boats",
-    "in a small town by the sea",
-    "in a market town",
-    "in a narrow lane of an old city",
-    "in a green valley",
-    "at the edge of a forest",
-    "on a windy island",
-    "on a crooked street",
+    Place("in a village by the river", "river", "apple tree", "bean soup", "honey cakes"),
+    Place("in a village under a blue mountain", "lake", "plum tree", "potato soup", "apple pies"),
+    Place("in a village of ponds", "pond", "pear tree", "noodle soup", "rice cakes"),
+    Place("in a white village on a hill", "river", "cherry tree", "bean soup", "butter buns"),
+    Place("in a harbour town with white boats", "river", "old oak", "fish soup", "lemon pies"),
+    Place("in a small town by the sea", "river", "pear tree", "fish soup", "honey cakes"),
+    Place("in a market town", "pond", "plum tree", "noodle soup", "butter buns"),
+    Place("in a narrow lane of an old city", "river", "cherry tree", "rice and fish", "rice cakes"),
+    Place("in a green valley", "lake", "apple tree", "potato soup", "honey cakes"),
+    Place("at the edge of a forest", "pond", "old oak", "bean soup", "apple pies"),
+    Place("on a windy island", "lake", "pear tree", "rice and fish", "lemon pies"),
+    Place("on a crooked street", "pond", "cherry tree", "noodle soup", "lemon pies"),
 ]
 
-# What every story may use: a hole's name, and the words for it.
-THINGS = {
-    "water": ["pond", "river", "lake"],
-    "tree": ["apple tree", "plum tree", "old oak", "pear tree", "cherry tree"],
-    "dish": ["bean soup", "fish soup", "rice and fish", "potato soup", "noodle soup"],
-    "treats": ["honey cakes", "apple pies", "rice cakes", "butter buns", "lemon pies"],
-}
+# The names of a place's things, as plots write them.
+THINGS = ("water", "tree", "dish", "treats")
+
 
 OPENINGS = [
     "Once upon a time, {place}, there lived {a who} named {hero}.",
@@ -136,3 +146,14 @@ HELPERS = [
     Person("egg seller", "she"),
     Person("washerwoman", "she"),
 ]
+
+
+def home_of(hero: Person) -> Place:
+    """Where a hero lives. Two heroes live in each place."""
+    return PLACES[HEROES.index(hero) % len(PLACES)]
+
+
+def friend_of(hero: Person) -> Person:
+    """A hero's friend, who is of the other sex, so that a pronoun can mean one person only."""
+    others = [person for person in FRIENDS if person.he != hero.he]
+    return others[HEROES.index(hero) % len(others)]

@@ -57,12 +57,12 @@ PRESETS = {
     "laptop": {
         "config": GPT_CONFIG_LAPTOP,
         "tokenizer": "own",
-        "num_epochs": 3,
+        "num_epochs": 2,
         "batch_size": 8,
         "learning_rate": 3e-3,
         "final_learning_rate": 0.05,
         "validation_fraction": 0.05,
-        "evals_per_epoch": 2,
+        "evals_per_epoch": 3,
     },
     "t4": {
         "config": GPT_CONFIG_T4,

@@ -19,14 +19,14 @@ TITLE = "Ali and the Blackbird"
 STORY = """Ali was a clever boy in a market town. He wanted to sing, but his voice was like an old \
 door.
 
-In the apple tree lived a blackbird, which sang every evening about the moon. "Please teach me \
+In the apple tree lived a blackbird, which sang every evening about the rain. "Please teach me \
 your song," said Ali. "Come each day," said the blackbird.
 
 On the first day Ali learned to breathe. On the second day Ali sang one note, and all the dogs \
 went home. "It was worse yesterday," said the blackbird.
 
 Then came the spring feast, and nobody could sing. "I can try," said Ali. Ali stood up and sang \
-about the moon. Outside in the dark, the blackbird sang along.
+about the rain. Outside in the dark, the blackbird sang along.
 
 Everyone clapped, and Ali bowed to the blackbird."""
 
@@ -43,7 +43,10 @@ def test_the_story_is_read_with_its_choices():
     assert choices["hero"] == ["Ali"]
     assert choices["place"] == ["in a market town"]
     assert choices["trade"] == ["child"]
-    assert parsed.plot.facts["bird"][int(choices["bird"][0])] == ["blackbird"]
+    assert parsed.plot.facts["bird about"][int(choices["bird about"][0])] == [
+        "blackbird",
+        "the rain",
+    ]
 
 
 def test_every_story_of_the_grammar_is_read_as_the_plot_that_wrote_it():
@@ -61,7 +64,7 @@ def test_every_story_of_the_grammar_is_read_as_the_plot_that_wrote_it():
         ("pronoun", "but his voice", "but her voice"),
         ("pronoun", "a clever boy", "a clever girl"),
         ("object", "Outside in the dark, the blackbird", "Outside in the dark, the old crow"),
-        ("object", "sang about the moon", "sang about the rain"),
+        ("object", "sang about the rain", "sang about the moon"),
     ],
 )
 def test_a_contradiction_is_noticed_by_its_kind(kind, right, wrong):
@@ -86,7 +89,7 @@ def test_a_contradiction_is_noticed_by_its_kind(kind, right, wrong):
 )
 def test_trade_and_friend_are_noticed(kind, plot, right, wrong):
     seen = 0
-    for name, title, hero, prose in write_stories(1000, seed=5):
+    for name, title, hero, prose in write_stories(3000, seed=5):
         before, after = right.format(hero=hero), wrong.format(hero=hero)
         if name == plot and before in prose:
             seen += 1
@@ -116,7 +119,7 @@ def test_a_sentence_of_another_plot_is_of_the_grammar_but_not_of_the_story():
 
 
 def test_a_doubled_or_missing_or_moved_sentence_makes_the_story_not_whole():
-    sentence = "Ali stood up and sang about the moon."
+    sentence = "Ali stood up and sang about the rain."
     paragraphs = STORY.split("\n\n")
     wrong = {
         "doubled": STORY.replace(sentence, f"{sentence} {sentence}"),
