@@ -76,3 +76,12 @@ def test_a_plot_with_a_wrong_line_is_refused(tmp_path):
     path.write_text("titles:\n- A\n\nfact a b:\n- one\n\nstory:\n- x\n", encoding="utf-8")
     with pytest.raises(ValueError, match="too many or too few columns"):
         read_plot(path)
+
+
+@pytest.mark.parametrize("plot", PLOTS, ids=lambda plot: plot.name)
+def test_each_fact_belongs_to_one_row(plot):
+    """One table a plot, and no value twice in a column: a small model mixes up other facts."""
+    assert len(plot.facts) == 1
+    for rows in plot.facts.values():
+        for column in zip(*rows, strict=True):
+            assert len(set(column)) == len(rows), column
