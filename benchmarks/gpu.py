@@ -60,8 +60,8 @@ def our_step(config: dict, batch: int, device: str, optimizer: str, compiled: bo
     return lambda: step.run(next(numbers))
 
 
-def nanogpt_step(path: str, config: dict, batch: int, device: str, compiled: bool):
-    """A function that does one training step of nanoGPT's model, as its train.py does."""
+def nanogpt_model(path: str, config: dict, device: str):
+    """nanoGPT's model of that config, without dropout, in fp32."""
     sys.path.append(path)
     import model as nanogpt
 
@@ -74,7 +74,12 @@ def nanogpt_step(path: str, config: dict, batch: int, device: str, compiled: boo
         dropout=0.0,
         bias=True,
     )
-    theirs = nanogpt.GPT(size).to(device)
+    return nanogpt.GPT(size).to(device)
+
+
+def nanogpt_step(path: str, config: dict, batch: int, device: str, compiled: bool):
+    """A function that does one training step of nanoGPT's model, as its train.py does."""
+    theirs = nanogpt_model(path, config, device)
     optimizer = theirs.configure_optimizers(0.1, 1e-4, (0.9, 0.95), device)
     run = torch.compile(theirs) if compiled else theirs
     length = config["context_length"]
@@ -187,17 +192,7 @@ def measure_generation(options, config: dict) -> dict:
     found["ours, prepared, bf16"] = ours(half)
     found["ours, prepared, bf16, ten stories"] = ours(half, 10)
     if options.nanogpt:
-        sys.path.append(options.nanogpt)
-        import model as nanogpt
-
-        size = nanogpt.GPTConfig(
-            block_size=config["context_length"],
-            vocab_size=config["vocab_size"],
-            n_layer=config["n_layers"],
-            n_head=config["n_heads"],
-            n_embd=config["emb_dim"],
-        )
-        theirs = nanogpt.GPT(size).to(device).to(torch.bfloat16).eval()
+        theirs = nanogpt_model(options.nanogpt, config, device).to(torch.bfloat16).eval()
         run = lambda: theirs.generate(prompt, count, temperature=0.8, top_k=50)  # noqa: E731
         with torch.inference_mode():
             found["nanoGPT, bf16"] = count / seconds_for(run, device)

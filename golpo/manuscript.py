@@ -162,8 +162,3 @@ class Manuscript:
                 return position
             position += len(passage.text)
         return None
-
-    def author_at(self, position: int) -> str | None:
-        """Who wrote the character at a position; None outside of the text."""
-        found = joined(part(self.now.passages, position, position + 1))
-        return found[0].author if found and position >= 0 else None

@@ -5,6 +5,8 @@ from pathlib import Path
 import torch
 import transformers
 
+import golpo_utils
+
 TINY_CONFIG = {
     "vocab_size": 97,
     "context_length": 24,
@@ -14,6 +16,8 @@ TINY_CONFIG = {
     "drop_rate": 0.1,
     "qkv_bias": True,
 }
+# For generation: its logits differ clearly.
+SHARP_CONFIG = {**TINY_CONFIG, "context_length": 16, "n_layers": 2, "init_std": 0.3}
 # With a tokenizer that has whole words, for tests of what a person reads.
 WORDS_CONFIG = {
     "vocab_size": 4096,
@@ -41,6 +45,13 @@ def tiny_gpt2(**changes) -> transformers.GPT2LMHeadModel:
         **changes,
     )
     return transformers.GPT2LMHeadModel(config).eval()
+
+
+def tell_these(monkeypatch, ids):
+    """Whatever the model thinks, the next tokens are `ids`, and `ids` must suffice."""
+    monkeypatch.setattr(
+        golpo_utils, "next_tokens", lambda *_, **__: (torch.tensor([[token]]) for token in ids)
+    )
 
 
 def write_stories(path: Path, count: int = 80) -> Path:

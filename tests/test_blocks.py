@@ -9,7 +9,6 @@ from golpo_utils import (
     GELU,
     Dropout,
     FeedForward,
-    FusedModule,
     LayerNorm,
     MultiHeadAttention,
     Softmax,
@@ -28,12 +27,6 @@ TWINS = {
 }
 
 
-@pytest.fixture(autouse=True, params=[False, True], ids=["reference", "fused"])
-def path(request, monkeypatch):
-    monkeypatch.setattr(FusedModule, "use_fused", request.param)
-    torch.manual_seed(1)
-
-
 def assert_twins(ours, theirs, x):
     """Same outputs, and same gradients of input and parameters."""
     results = []
@@ -45,6 +38,11 @@ def assert_twins(ours, theirs, x):
         results.append([output, *gradients])
     for mine, twin in zip(*results, strict=True):
         torch.testing.assert_close(mine, twin, **TIGHT)
+
+
+@pytest.fixture(autouse=True)
+def seed(path):
+    torch.manual_seed(1)
 
 
 @pytest.mark.parametrize("name", TWINS)

@@ -7,6 +7,7 @@ import torch
 import transformers
 import trl
 from datasets import Dataset
+from helpers import SHARP_CONFIG
 
 from golpo.choices import Choice
 from golpo.dpo import divergence, dpo_loss, log_probability, make_example, trainable_copy
@@ -15,16 +16,7 @@ from golpo.inference import prepare_for_inference
 from golpo.lora import adapter_parameters, add_adapter, set_adapter_strength
 from golpo_utils import START, TITLE, TITLE_END, GPTModel, get_tokenizer, text_to_token_ids
 
-CONFIG = {
-    "vocab_size": 300,
-    "context_length": 64,
-    "emb_dim": 32,
-    "n_heads": 4,
-    "n_layers": 2,
-    "drop_rate": 0.1,
-    "qkv_bias": True,
-    "init_std": 0.3,
-}
+CONFIG = {**SHARP_CONFIG, "vocab_size": 300, "context_length": 64}
 TOKENIZER = get_tokenizer(300)
 OPENING = [295, 5, 9]
 LIKED = [7, 200, 11, 3, 99]

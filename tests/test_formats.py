@@ -47,6 +47,14 @@ def one_sentence(caught):
     return message
 
 
+def check_refusal(path, content, complaint):
+    """A file with that content is refused in one sentence with its path."""
+    path.write_text(content)
+    with pytest.raises(ValueError, match=complaint) as caught:
+        stories_of(path)
+    assert str(path) in one_sentence(caught)
+
+
 # --- tables ----------------------------------------------------------------------------------
 
 
@@ -74,11 +82,7 @@ def test_json_lines_become_stories(tmp_path):
     ],
 )
 def test_a_bad_json_line_is_named(tmp_path, content, complaint):
-    path = tmp_path / "tales.jsonl"
-    path.write_text(content)
-    with pytest.raises(ValueError, match=complaint) as caught:
-        stories_of(path)
-    assert str(path) in one_sentence(caught)
+    check_refusal(tmp_path / "tales.jsonl", content, complaint)
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
@@ -105,11 +109,7 @@ def test_csv_tables_become_stories(tmp_path, delimiter):
     ],
 )
 def test_a_bad_csv_table_is_named(tmp_path, content, complaint):
-    path = tmp_path / "tales.csv"
-    path.write_text(content)
-    with pytest.raises(ValueError, match=complaint) as caught:
-        stories_of(path)
-    assert str(path) in one_sentence(caught)
+    check_refusal(tmp_path / "tales.csv", content, complaint)
 
 
 # --- folders and archives --------------------------------------------------------------------

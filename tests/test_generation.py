@@ -6,10 +6,10 @@ import random
 import numpy as np
 import pytest
 import torch
+from helpers import SHARP_CONFIG, tell_these
 from transformers import LogitsProcessorList
 from transformers.generation import logits_process as hugging_face
 
-import golpo_utils
 from golpo_utils import (
     GPTModel,
     Sampling,
@@ -21,37 +21,6 @@ from golpo_utils import (
     story_opening,
     stream_story,
 )
-
-TINY = {
-    "vocab_size": 97,
-    "context_length": 16,
-    "emb_dim": 32,
-    "n_heads": 4,
-    "n_layers": 2,
-    "drop_rate": 0.1,
-    "qkv_bias": True,
-    "init_std": 0.3,
-}
-
-
-@pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(2)
-    return GPTModel(TINY)
-
-
-@pytest.fixture(scope="module")
-def storyteller():
-    torch.manual_seed(2)
-    return GPTModel({**TINY, "vocab_size": 50261}), get_tokenizer()
-
-
-def tell_these(monkeypatch, ids):
-    """Whatever the model thinks, the next tokens are `ids`, and `ids` must suffice."""
-    monkeypatch.setattr(
-        golpo_utils, "next_tokens", lambda *_, **__: (torch.tensor([[token]]) for token in ids)
-    )
-
 
 # ---- one step: scores to probabilities, probabilities to a token
 
@@ -112,7 +81,7 @@ def test_draw_gives_each_token_its_share_and_the_impossible_none():
 
 @pytest.mark.parametrize("damage", [math.nan, math.inf])
 def test_scores_that_are_not_numbers_are_refused(model, damage):
-    broken = GPTModel(TINY)
+    broken = GPTModel(SHARP_CONFIG)
     broken.final_norm.shift.data.fill_(damage)
     with pytest.raises(ValueError, match="NaN"):
         generate(broken, torch.tensor([[1, 2]]), 3, 16)
@@ -252,7 +221,7 @@ def test_a_tokenizer_of_another_model_is_named(storyteller):
     """F: it would give ids that the model lacks, or meet ids that it lacks itself."""
     with pytest.raises(ValueError, match="the tokenizer has 4096 tokens, the model 50261; load"):
         next(stream_story(storyteller[0], get_tokenizer(4096)))
-    small = GPTModel({**TINY, "vocab_size": 300})
+    small = GPTModel({**SHARP_CONFIG, "vocab_size": 300})
     with pytest.raises(ValueError, match="the tokenizer has 50261 tokens, the model 300; load"):
         next(stream_story(small, get_tokenizer()))
 
@@ -455,7 +424,7 @@ def test_a_stop_that_never_completes_is_told_in_the_end(monkeypatch, storyteller
 @pytest.mark.parametrize("vocab_size", [50257, 50261])
 def test_a_story_ends_at_its_marker_be_it_one_token_or_five(monkeypatch, vocab_size):
     tokenizer = get_tokenizer(vocab_size)
-    model = GPTModel({**TINY, "vocab_size": vocab_size})
+    model = GPTModel({**SHARP_CONFIG, "vocab_size": vocab_size})
     tell_these(monkeypatch, encode("He slept.<|end|>\n", tokenizer))
     assert told_and_why(stream_story(model, tokenizer)) == ("He slept.", "end")
 

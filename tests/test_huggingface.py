@@ -3,51 +3,20 @@
 import pytest
 import torch
 import transformers
+from helpers import TINY_CONFIG, tiny_gpt2, write_stories
 from safetensors.torch import save_file
 
 from golpo.errors import CheckpointError
 from golpo.huggingface import export_hf, load_gpt2_weights
 from golpo.inference import load_storyteller
 from golpo.runs import resume_training_from_checkpoint, start_fresh_training
-from golpo_utils import FusedModule, GPTModel, encode, generate, get_tokenizer
-
-TINY = {
-    "vocab_size": 97,
-    "context_length": 24,
-    "emb_dim": 32,
-    "n_heads": 4,
-    "n_layers": 3,
-    "drop_rate": 0.1,
-    "qkv_bias": True,
-}
-
-
-def tiny_gpt2(**changes):
-    """Hugging Face's GPT-2 with random weights, large enough that logits differ clearly."""
-    torch.manual_seed(5)
-    config = transformers.GPT2Config(
-        vocab_size=97,
-        n_positions=24,
-        n_embd=32,
-        n_head=4,
-        n_layer=3,
-        initializer_range=0.3,
-        bos_token_id=0,
-        eos_token_id=0,
-        **changes,
-    )
-    return transformers.GPT2LMHeadModel(config).eval()
-
-
-@pytest.fixture(params=[False, True], ids=["reference", "fused"])
-def path(request, monkeypatch):
-    monkeypatch.setattr(FusedModule, "use_fused", request.param)
+from golpo_utils import GPTModel, encode, generate, get_tokenizer
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_logits_and_greedy_tokens_are_hugging_faces(path, tied):
     theirs = tiny_gpt2(tie_word_embeddings=tied)
-    ours = load_gpt2_weights(GPTModel(TINY), theirs.state_dict()).eval()
+    ours = load_gpt2_weights(GPTModel(TINY_CONFIG), theirs.state_dict()).eval()
     ids = torch.randint(0, 97, (2, 24))
     torch.testing.assert_close(ours(ids), theirs(ids).logits, rtol=0, atol=1e-4)
     expected = theirs.generate(
@@ -65,7 +34,7 @@ def test_weights_load_from_a_safetensors_file_into_a_model_with_more_tokens(tmp_
         },
         tmp_path / "gpt2.safetensors",
     )
-    ours = GPTModel({**TINY, "vocab_size": 101, "context_length": 16})
+    ours = GPTModel({**TINY_CONFIG, "vocab_size": 101, "context_length": 16})
     load_gpt2_weights(ours, str(tmp_path / "gpt2.safetensors")).eval()
     ids = torch.randint(0, 97, (1, 16))
     logits = ours(ids)
@@ -87,16 +56,16 @@ def test_weights_load_from_a_safetensors_file_into_a_model_with_more_tokens(tmp_
 )
 def test_weights_that_do_not_fit_are_refused_by_name(changes, named):
     state = {name: tensor + 0.1 for name, tensor in tiny_gpt2().state_dict().items()}
-    model = GPTModel({**TINY, **changes})
+    model = GPTModel({**TINY_CONFIG, **changes})
     with pytest.raises(ValueError, match=named):
         load_gpt2_weights(model, state)
 
 
 def test_sources_without_weights_are_refused(tmp_path):
     with pytest.raises(ValueError, match="wte.weight"):
-        load_gpt2_weights(GPTModel(TINY), {"something": torch.zeros(1)})
+        load_gpt2_weights(GPTModel(TINY_CONFIG), {"something": torch.zeros(1)})
     with pytest.raises(FileNotFoundError, match="nowhere.safetensors"):
-        load_gpt2_weights(GPTModel(TINY), str(tmp_path / "nowhere.safetensors"))
+        load_gpt2_weights(GPTModel(TINY_CONFIG), str(tmp_path / "nowhere.safetensors"))
 
 
 @pytest.mark.parametrize(
@@ -105,7 +74,7 @@ def test_sources_without_weights_are_refused(tmp_path):
     ids=["full", "no bias, untied", "cut", "without markers"],
 )
 def test_an_exported_model_has_the_same_logits_and_ids_in_transformers(tmp_path, changes):
-    config = {**TINY, "vocab_size": 50261, "init_std": 0.3, **changes}
+    config = {**TINY_CONFIG, "vocab_size": 50261, "init_std": 0.3, **changes}
     model, tokenizer = GPTModel(config).eval(), get_tokenizer(config["vocab_size"])
     export_hf(model, tokenizer, tmp_path / "out")
     theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "out")
@@ -130,7 +99,7 @@ def test_an_exported_model_has_the_same_logits_and_ids_in_transformers(tmp_path,
 
 def test_an_export_in_half_precision_is_read_back_with_its_facts(tmp_path):
     torch.manual_seed(8)
-    model, tokenizer = GPTModel({**TINY, "vocab_size": 300}).eval(), get_tokenizer(300)
+    model, tokenizer = GPTModel({**TINY_CONFIG, "vocab_size": 300}).eval(), get_tokenizer(300)
     export_hf(model, tokenizer, tmp_path / "half", dtype=torch.float16, about={"global_step": 7})
     back, _, about = load_storyteller(tmp_path / "half")
     theirs = transformers.GPT2LMHeadModel.from_pretrained(
@@ -157,7 +126,7 @@ def test_a_folder_of_hugging_faces_own_is_read(tmp_path):
     model, tokenizer, about = load_storyteller(tmp_path / "theirs")
     torch.testing.assert_close(model(ids), theirs(ids).logits, rtol=0, atol=1e-4)
     assert about["val_losses"] == []
-    assert model.config == {**TINY, "vocab_size": 300}
+    assert model.config == {**TINY_CONFIG, "vocab_size": 300}
     assert tokenizer.name == get_tokenizer(300).name
 
 
@@ -176,7 +145,7 @@ def test_a_folder_of_another_model_is_refused_with_a_sentence(tmp_path):
 
 def test_widths_that_gpt2_cannot_have_are_not_exported(tmp_path):
     with pytest.raises(ValueError, match="key_dim"):
-        export_hf(GPTModel({**TINY, "key_dim": 16}), get_tokenizer(), tmp_path)
+        export_hf(GPTModel({**TINY_CONFIG, "key_dim": 16}), get_tokenizer(), tmp_path)
 
 
 def test_finetuning_starts_from_gpt2s_weights_and_leaves_frozen_blocks_alone(tmp_path):
@@ -189,12 +158,9 @@ def test_finetuning_starts_from_gpt2s_weights_and_leaves_frozen_blocks_alone(tmp
         },
         weights,
     )
-    stories = tmp_path / "stories.txt"
-    stories.write_text(
-        "".join(f"<|start|>\nThe owl saw {n} mice and {n * 3} stars.\n<|end|>\n" for n in range(80))
-    )
+    stories = write_stories(tmp_path / "stories.txt")
     settings = dict(
-        config={**TINY, "vocab_size": 300},
+        config={**TINY_CONFIG, "vocab_size": 300},
         data_path=stories,
         checkpoint_dir=tmp_path / "ck",
         device="cpu",
@@ -221,12 +187,9 @@ def test_finetuning_starts_from_gpt2s_weights_and_leaves_frozen_blocks_alone(tmp
 
 
 def test_a_frozen_training_resumes_exactly(tmp_path):
-    stories = tmp_path / "stories.txt"
-    stories.write_text(
-        "".join(f"<|start|>\nThe owl saw {n} mice and {n * 3} stars.\n<|end|>\n" for n in range(80))
-    )
+    stories = write_stories(tmp_path / "stories.txt")
     settings = dict(
-        config={**TINY, "vocab_size": 300},
+        config={**TINY_CONFIG, "vocab_size": 300},
         data_path=stories,
         device="cpu",
         precision="fp32",
@@ -244,9 +207,9 @@ def test_a_frozen_training_resumes_exactly(tmp_path):
 
 def test_frozen_layers_and_gpt2s_name_are_checked(tmp_path):
     with pytest.raises(ValueError, match="frozen_layers is 4; the model has 3 layers"):
-        start_fresh_training(config=TINY, frozen_layers=4)
+        start_fresh_training(config=TINY_CONFIG, frozen_layers=4)
     with pytest.raises(FileNotFoundError, match="nowhere.safetensors"):
-        load_gpt2_weights(GPTModel(TINY), str(tmp_path / "nowhere.safetensors"))
+        load_gpt2_weights(GPTModel(TINY_CONFIG), str(tmp_path / "nowhere.safetensors"))
 
 
 def test_a_download_that_fails_says_what_to_do(monkeypatch):
@@ -259,7 +222,7 @@ def test_a_download_that_fails_says_what_to_do(monkeypatch):
     with pytest.raises(
         ConnectionError, match="'openai-community/gpt2' could not be downloaded .* go online"
     ):
-        load_gpt2_weights(GPTModel(TINY), "openai-community/gpt2")
+        load_gpt2_weights(GPTModel(TINY_CONFIG), "openai-community/gpt2")
 
 
 def test_an_export_that_the_disk_refuses_is_an_oserror(tmp_path, monkeypatch):
@@ -274,8 +237,8 @@ def test_an_export_that_the_disk_refuses_is_an_oserror(tmp_path, monkeypatch):
 
     monkeypatch.setattr(safetensors.torch, "save_file", refuse)
     with pytest.raises(OSError, match=f"were not written to '{tmp_path}' .*No space left"):
-        export_hf(GPTModel({**TINY, "vocab_size": 300}), get_tokenizer(300), tmp_path)
+        export_hf(GPTModel({**TINY_CONFIG, "vocab_size": 300}), get_tokenizer(300), tmp_path)
     assert called
-    for wrong in ((None, get_tokenizer(300)), (GPTModel(TINY), None)):
+    for wrong in ((None, get_tokenizer(300)), (GPTModel(TINY_CONFIG), None)):
         with pytest.raises(ValueError, match="the (model|tokenizer) is None; it must be"):
             export_hf(*wrong, tmp_path)

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from trainings import PLAIN_CONFIG
 
 from golpo.inspector import (
     attention_picture,
@@ -16,15 +17,7 @@ from golpo.inspector import (
 )
 from golpo_utils import FusedModule, GPTModel, Sampling, get_tokenizer, story_opening
 
-CONFIG = {
-    "vocab_size": 50304,
-    "context_length": 16,
-    "emb_dim": 16,
-    "n_heads": 2,
-    "n_layers": 1,
-    "drop_rate": 0.0,
-    "qkv_bias": False,
-}
+CONFIG = {**PLAIN_CONFIG, "vocab_size": 50304}
 # What matplotlib would take for formulas, half of them broken, and what a page would take for HTML.
 HOSTILE = [
     "$$",

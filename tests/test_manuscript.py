@@ -26,13 +26,6 @@ def test_an_edit_inside_a_passage_splits_it():
     assert authors(story) == [(MODEL, "A fox "), (PERSON, "walked"), (MODEL, " home.")]
     story.edit(12, 12, " all the way")
     assert authors(story)[1] == (PERSON, "walked all the way")
-    assert [story.author_at(position) for position in (0, 6, 25, -1, 99)] == [
-        MODEL,
-        PERSON,
-        MODEL,
-        None,
-        None,
-    ]
 
 
 def test_a_passage_is_one_step_and_an_edit_is_one_step():

@@ -5,46 +5,14 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-import transformers
+from helpers import TINY_CONFIG
 
 from golpo.checkpoint import load_checkpoint
-from golpo_utils import GPT_CONFIG_124M, FusedModule, GPTModel
-
-TINY = {
-    "vocab_size": 97,
-    "context_length": 24,
-    "emb_dim": 32,
-    "n_heads": 4,
-    "n_layers": 3,
-    "drop_rate": 0.1,
-    "qkv_bias": True,
-}
-
-
-def tiny_gpt2(**changes):
-    """Hugging Face's GPT-2 with random weights, large enough that logits differ clearly."""
-    torch.manual_seed(5)
-    config = transformers.GPT2Config(
-        vocab_size=97,
-        n_positions=24,
-        n_embd=32,
-        n_head=4,
-        n_layer=3,
-        initializer_range=0.3,
-        bos_token_id=0,
-        eos_token_id=0,
-        **changes,
-    )
-    return transformers.GPT2LMHeadModel(config).eval()
-
-
-@pytest.fixture(params=[False, True], ids=["reference", "fused"])
-def path(request, monkeypatch):
-    monkeypatch.setattr(FusedModule, "use_fused", request.param)
+from golpo_utils import GPT_CONFIG_124M, GPTModel
 
 
 def test_a_token_changes_no_score_before_it(path):
-    model = GPTModel(TINY).eval()
+    model = GPTModel(TINY_CONFIG).eval()
     ids = torch.randint(0, 97, (2, 24))
     before = model(ids)
     for k in (1, 11, 23):
@@ -177,14 +145,14 @@ def test_a_checkpoint_of_the_original_project_gives_the_originals_logits(path, t
 )
 def test_a_config_that_cannot_be_is_refused_by_key_and_value(changes, named):
     with pytest.raises(ValueError, match=named):
-        GPTModel({**TINY, **changes})
+        GPTModel({**TINY_CONFIG, **changes})
 
 
 def test_a_missing_key_is_named():
     with pytest.raises(ValueError, match="n_heads"):
-        GPTModel({key: value for key, value in TINY.items() if key != "n_heads"})
+        GPTModel({key: value for key, value in TINY_CONFIG.items() if key != "n_heads"})
 
 
 def test_more_tokens_than_the_context_are_refused():
     with pytest.raises(ValueError, match="25.*24"):
-        GPTModel(TINY)(torch.zeros(1, 25, dtype=torch.long))
+        GPTModel(TINY_CONFIG)(torch.zeros(1, 25, dtype=torch.long))

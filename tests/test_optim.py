@@ -1,69 +1,24 @@
 """The optimizer against torch.optim and linear algebra."""
 
-import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from trainings import PLAIN_CONFIG
 
-from golpo.checkpoint import newest_checkpoint
 from golpo.loss import NextTokenLoss
 from golpo.optim import make_optimizer, newton_schulz
 from golpo.settings import make_settings
 from golpo_utils import GPTModel
 
-CONFIG = {
-    "vocab_size": 300,
-    "context_length": 16,
-    "emb_dim": 16,
-    "n_heads": 2,
-    "n_layers": 1,
-    "drop_rate": 0.0,
-    "qkv_bias": False,
-}
-PROJECT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(scope="module")
-def corpus_file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("corpus") / "stories.txt"
-    story = (
-        "<|start|>\n<|title|>Day {0}</|title|>\n\n"
-        "On day {0} the fox went to the river and saw {1} fish.\n<|end|>\n"
-    )
-    path.write_text("".join(story.format(i, i * i) for i in range(60)), encoding="utf-8")
-    return path
-
-
-@pytest.fixture
-def settings(corpus_file, tmp_path):
-    return dict(
-        config=CONFIG,
-        data_path=corpus_file,
-        checkpoint_dir=tmp_path / "checkpoints",
-        num_epochs=2,
-        batch_size=8,
-        precision="fp32",
-        device="cpu",
-        sample_tokens=0,
-        seed=7,
-    )
-
-
-def weights_after(folder):
-    return torch.load(Path(folder) / newest_checkpoint(folder)[0].name, weights_only=True)[
-        "model_state_dict"
-    ]
-
 
 def test_muon_is_torchs(settings):
     """Against torch.optim.Muon, which rounds to bf16 inside, and torch's AdamW for the rest."""
     torch.manual_seed(0)
-    ours, theirs = GPTModel({**CONFIG, "n_layers": 2}), GPTModel({**CONFIG, "n_layers": 2})
+    ours, theirs = (
+        GPTModel({**PLAIN_CONFIG, "n_layers": 2}),
+        GPTModel({**PLAIN_CONFIG, "n_layers": 2}),
+    )
     theirs.load_state_dict(ours.state_dict())
     matrices = [p for p in theirs.trf_blocks.parameters() if p.dim() == 2]
     others = [p for p in theirs.parameters() if not any(p is matrix for matrix in matrices)]
@@ -105,8 +60,8 @@ def test_the_orthogonal_matrix_is_the_nearest(shape):
 
 def test_a_step_that_the_gradient_scaler_refuses_changes_nothing():
     """A step with an infinite gradient is skipped by Muon and AdamW, and changes no average."""
-    model = GPTModel(CONFIG)
-    optimizer = make_optimizer(model, make_settings({"config": CONFIG}))
+    model = GPTModel(PLAIN_CONFIG)
+    optimizer = make_optimizer(model, make_settings({"config": PLAIN_CONFIG}))
     scaler, ids = torch.amp.GradScaler("cpu", init_scale=4.0), torch.randint(0, 300, (4, 17))
     for spoil in (False, True):
         scaler.scale(NextTokenLoss(model)(ids[:, :-1], ids[:, 1:])).backward()
@@ -127,9 +82,9 @@ def test_a_step_that_the_gradient_scaler_refuses_changes_nothing():
 
 
 def test_decay_falls_on_matrices_only():
-    model = GPTModel({**CONFIG, "qkv_bias": True})
+    model = GPTModel({**PLAIN_CONFIG, "qkv_bias": True})
     decayed, spared = make_optimizer(
-        model, make_settings({"config": CONFIG, "weight_decay": 0.3})
+        model, make_settings({"config": PLAIN_CONFIG, "weight_decay": 0.3})
     ).param_groups
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     assert decayed["weight_decay"] == 0.3 and spared["weight_decay"] == 0
@@ -141,30 +96,3 @@ def test_decay_falls_on_matrices_only():
     assert len(decayed["params"]) == 6 and len(decayed["params"]) + len(spared["params"]) == len(
         names
     )
-
-
-def run_command(*arguments, processes=1):
-    launcher = (
-        ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        if processes > 1
-        else []
-    )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, *launcher, str(PROJECT / "golpo_utils.py"), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env=environment,
-    )
-
-
-def flags(settings, **more):
-    return [
-        part
-        for name, value in {**settings, **more}.items()
-        for part in (
-            "--" + name.replace("_", "-"),
-            json.dumps(value) if isinstance(value, dict) else value,
-        )
-    ]

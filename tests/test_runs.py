@@ -2,65 +2,18 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from trainings import PLAIN_CONFIG, weights_after
 
-from golpo.checkpoint import newest_checkpoint
 from golpo.corpus import load_corpus
 from golpo.runs import resume_training_from_checkpoint, start_fresh_training
 from golpo.settings import PRESETS
 from golpo.step import TrainingStep
 from golpo_utils import GPTModel, get_tokenizer
-
-CONFIG = {
-    "vocab_size": 300,
-    "context_length": 16,
-    "emb_dim": 16,
-    "n_heads": 2,
-    "n_layers": 1,
-    "drop_rate": 0.0,
-    "qkv_bias": False,
-}
-PROJECT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(scope="module")
-def corpus_file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("corpus") / "stories.txt"
-    story = (
-        "<|start|>\n<|title|>Day {0}</|title|>\n\n"
-        "On day {0} the fox went to the river and saw {1} fish.\n<|end|>\n"
-    )
-    path.write_text("".join(story.format(i, i * i) for i in range(60)), encoding="utf-8")
-    return path
-
-
-@pytest.fixture
-def settings(corpus_file, tmp_path):
-    return dict(
-        config=CONFIG,
-        data_path=corpus_file,
-        checkpoint_dir=tmp_path / "checkpoints",
-        num_epochs=2,
-        batch_size=8,
-        precision="fp32",
-        device="cpu",
-        sample_tokens=0,
-        seed=7,
-    )
-
-
-def weights_after(folder):
-    return torch.load(Path(folder) / newest_checkpoint(folder)[0].name, weights_only=True)[
-        "model_state_dict"
-    ]
 
 
 def test_unknown_and_impossible_settings_are_named():
@@ -76,36 +29,9 @@ def test_unknown_and_impossible_settings_are_named():
             start_fresh_training(**wrong)
 
 
-def run_command(*arguments, processes=1):
-    launcher = (
-        ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        if processes > 1
-        else []
-    )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, *launcher, str(PROJECT / "golpo_utils.py"), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env=environment,
-    )
-
-
-def flags(settings, **more):
-    return [
-        part
-        for name, value in {**settings, **more}.items()
-        for part in (
-            "--" + name.replace("_", "-"),
-            json.dumps(value) if isinstance(value, dict) else value,
-        )
-    ]
-
-
 def test_the_preset_original_trains_as_the_original_wrote_it(settings, corpus_file):
     """PyTorch's initialization, an untied head, AdamW at a constant rate, no clipping."""
-    config = {**PRESETS["original"]["config"], **CONFIG}
+    config = {**PRESETS["original"]["config"], **PLAIN_CONFIG}
     start_fresh_training(**{**PRESETS["original"], **settings, "config": config}, max_steps=12)
     ids = load_corpus(corpus_file, get_tokenizer(300), 0.1, settings["seed"]).train_ids.long()
     torch.manual_seed(settings["seed"])
@@ -131,11 +57,12 @@ def test_the_preset_original_trains_as_the_original_wrote_it(settings, corpus_fi
 
 def test_a_checkpoint_of_the_original_is_trained_on_at_its_own_rate(settings, capsys):
     """The original wrote no config, an untied head, masks, and steps counted from 0."""
-    config = {**CONFIG, "tie_embeddings": False}
+    config = {**PLAIN_CONFIG, "tie_embeddings": False}
     torch.manual_seed(1)
     model = GPTModel(config)
     masks = {
-        f"trf_blocks.{n}.att.mask": torch.ones(16, 16).triu(1) for n in range(CONFIG["n_layers"])
+        f"trf_blocks.{n}.att.mask": torch.ones(16, 16).triu(1)
+        for n in range(PLAIN_CONFIG["n_layers"])
     }
     settings["checkpoint_dir"].mkdir()
     torch.save(

@@ -1,12 +1,12 @@
-"""From scores to tokens to stories: against Hugging Face's processors and against naive loops."""
+"""Stories: how they begin, stream and end, and what is kept of them."""
 
 import json
 import re
 
 import pytest
 import torch
+from helpers import SHARP_CONFIG, tell_these
 
-import golpo_utils
 from golpo.paths import BUNDLED_MODEL, PROJECT_DIR
 from golpo.stories import DEFAULT_SAMPLING, generate_story, split_story
 from golpo_utils import (
@@ -17,68 +17,6 @@ from golpo_utils import (
     stream_story,
     token_ids_to_text,
 )
-
-TINY = {
-    "vocab_size": 97,
-    "context_length": 16,
-    "emb_dim": 32,
-    "n_heads": 4,
-    "n_layers": 2,
-    "drop_rate": 0.1,
-    "qkv_bias": True,
-    "init_std": 0.3,
-}
-
-
-@pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(2)
-    return GPTModel(TINY)
-
-
-@pytest.fixture(scope="module")
-def storyteller():
-    torch.manual_seed(2)
-    return GPTModel({**TINY, "vocab_size": 50261}), get_tokenizer()
-
-
-def tell_these(monkeypatch, ids):
-    """Whatever the model thinks, the next tokens are `ids`, and `ids` must suffice."""
-    monkeypatch.setattr(
-        golpo_utils, "next_tokens", lambda *_, **__: (torch.tensor([[token]]) for token in ids)
-    )
-
-
-# ---- one step: scores to probabilities, probabilities to a token
-
-
-# ---- many steps
-
-
-def naive(model, idx, count, context, choose):
-    """Every token from a full forward pass; a window that is full keeps its newest half."""
-    model.eval()
-    window = idx if idx.shape[1] <= context else idx[:, -max(1, context // 2) :]
-    for _ in range(count):
-        with torch.no_grad():
-            token = choose(model(window)[:, -1])
-        idx, window = torch.cat([idx, token], dim=1), torch.cat([window, token], dim=1)
-        if window.shape[1] > context:
-            window = window[:, -max(1, context // 2) :]
-    return idx
-
-
-# ---- stories
-
-
-def told_and_why(stream):
-    """Everything that a stream yields, in one string, and what it returns."""
-    pieces = []
-    while True:
-        try:
-            pieces.append(next(stream))
-        except StopIteration as stop:
-            return "".join(pieces), stop.value
 
 
 def test_a_story_is_written_wrapped_and_without_markers(monkeypatch, storyteller, tmp_path):
@@ -132,7 +70,7 @@ def test_a_story_cannot_send_commands_to_the_terminal(monkeypatch, storyteller, 
 
 def test_ids_beyond_the_tokenizer_are_never_sampled(tmp_path):
     """A: of 50304 ids the last 43 are no token, even if they have by far the best logits."""
-    model = GPTModel({**TINY, "vocab_size": 50304, "tie_embeddings": False})
+    model = GPTModel({**SHARP_CONFIG, "vocab_size": 50304, "tie_embeddings": False})
     tokenizer = get_tokenizer(50304)
     with torch.no_grad():
         model.out_head.weight[50261:] *= 1e4

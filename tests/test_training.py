@@ -3,64 +3,17 @@
 import functools
 import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from trainings import PLAIN_CONFIG, weights_after
 
-from golpo.checkpoint import newest_checkpoint
 from golpo.corpus import load_corpus
 from golpo.runs import start_fresh_training
 from golpo.settings import make_settings
 from golpo_utils import GPTModel, get_tokenizer
-
-CONFIG = {
-    "vocab_size": 300,
-    "context_length": 16,
-    "emb_dim": 16,
-    "n_heads": 2,
-    "n_layers": 1,
-    "drop_rate": 0.0,
-    "qkv_bias": False,
-}
-PROJECT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(scope="module")
-def corpus_file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("corpus") / "stories.txt"
-    story = (
-        "<|start|>\n<|title|>Day {0}</|title|>\n\n"
-        "On day {0} the fox went to the river and saw {1} fish.\n<|end|>\n"
-    )
-    path.write_text("".join(story.format(i, i * i) for i in range(60)), encoding="utf-8")
-    return path
-
-
-@pytest.fixture
-def settings(corpus_file, tmp_path):
-    return dict(
-        config=CONFIG,
-        data_path=corpus_file,
-        checkpoint_dir=tmp_path / "checkpoints",
-        num_epochs=2,
-        batch_size=8,
-        precision="fp32",
-        device="cpu",
-        sample_tokens=0,
-        seed=7,
-    )
-
-
-def weights_after(folder):
-    return torch.load(Path(folder) / newest_checkpoint(folder)[0].name, weights_only=True)[
-        "model_state_dict"
-    ]
 
 
 def test_a_training_equals_a_plain_pytorch_loop(settings, corpus_file):
@@ -72,7 +25,7 @@ def test_a_training_equals_a_plain_pytorch_loop(settings, corpus_file):
         corpus_file, get_tokenizer(300), one.validation_fraction, one.seed
     ).train_ids.long()
     torch.manual_seed(one.seed)
-    model = GPTModel(CONFIG)
+    model = GPTModel(PLAIN_CONFIG)
     decayed = [
         p
         for name, p in model.named_parameters()
@@ -177,30 +130,3 @@ def test_patience_stops_a_training_that_no_longer_gets_better(settings):
         "patience": 3,
     }
     assert len(start_fresh_training(**impatient)[1]) == 4
-
-
-def run_command(*arguments, processes=1):
-    launcher = (
-        ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        if processes > 1
-        else []
-    )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, *launcher, str(PROJECT / "golpo_utils.py"), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env=environment,
-    )
-
-
-def flags(settings, **more):
-    return [
-        part
-        for name, value in {**settings, **more}.items()
-        for part in (
-            "--" + name.replace("_", "-"),
-            json.dumps(value) if isinstance(value, dict) else value,
-        )
-    ]

@@ -28,6 +28,7 @@ CONFIG = {
     "drop_rate": 0.2,
     "qkv_bias": False,
 }
+PLAIN_CONFIG = {**CONFIG, "drop_rate": 0.0}
 LEARNED = ("model_state_dict", "optimizer_state_dict")
 HISTORY = (
     "train_losses",
@@ -98,6 +99,39 @@ class StepProgress:
         pass
 
     evaluated = sample = finish = start
+
+
+@pytest.fixture(scope="module")
+def corpus_file(tmp_path_factory):
+    """60 stories with titles."""
+    path = tmp_path_factory.mktemp("corpus") / "stories.txt"
+    story = (
+        "<|start|>\n<|title|>Day {0}</|title|>\n\n"
+        "On day {0} the fox went to the river and saw {1} fish.\n<|end|>\n"
+    )
+    path.write_text("".join(story.format(i, i * i) for i in range(60)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def settings(corpus_file, tmp_path):
+    """Keywords of a training without dropout, two epochs long."""
+    return dict(
+        config=PLAIN_CONFIG,
+        data_path=corpus_file,
+        checkpoint_dir=tmp_path / "checkpoints",
+        num_epochs=2,
+        batch_size=8,
+        precision="fp32",
+        device="cpu",
+        sample_tokens=0,
+        seed=7,
+    )
+
+
+def weights_after(folder: Path) -> dict:
+    """The weights of the newest checkpoint in `folder`."""
+    return newest(folder)["model_state_dict"]
 
 
 @pytest.fixture
