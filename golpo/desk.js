@@ -25,7 +25,7 @@ class Desk extends DeskControls {
     this.requests = 0;
     this.asked = "hello"; // the newest change that the kernel has not done yet, or null
     this.silent = false; // the kernel has not answered
-    this.batch = null; // messages to be sent inside another one
+    this.sent = 0; // messages; golpo/desk_inbox.py handles them in this order
     this.lost = false; // the kernel that had the story is gone
     this.el = el;
     el.classList.add("golpo");
@@ -46,22 +46,17 @@ class Desk extends DeskControls {
   }
 
   send(name, values = {}) {
-    if (this.batch) {
-      this.batch.push({ do: name, ...values });
-      return;
-    }
-    // What is typed goes along in the same message: a kernel may take two in another order.
-    const before = ["hello", "edit", "title", "form"].includes(name) ? [] : this.pending();
+    if (!["hello", "edit", "title", "form"].includes(name)) this.flush();
     this.say("");
     this.expectAnswer(ANSWER_WITHIN);
-    const message = { do: name, ...values };
-    if (before.length) message.before = before;
+    const message = { do: name, page: this.id, number: this.sent, ...values };
     if (CHANGES.includes(name)) {
       this.asked = message.request = `${this.id}-${++this.requests}`;
       this.showState();
     }
     try {
       this.model.send(message);
+      this.sent++;
     } catch { /* a kernel that is restarting takes nothing, and so will not answer */ }
   }
 
@@ -253,15 +248,6 @@ class Desk extends DeskControls {
   later(name, action) {
     clearTimeout(this.timers[name]);
     this.timers[name] = setTimeout(() => { delete this.timers[name]; action(); }, SEND_AFTER);
-  }
-
-  // The messages that `flush` would send.
-  pending() {
-    this.batch = [];
-    this.flush();
-    const messages = this.batch;
-    this.batch = null;
-    return messages;
   }
 
   flush() {

@@ -61,8 +61,6 @@ class Desk:
             values = dict(message)
             name = values.pop("do", None)
             request = values.pop("request", None)
-            for earlier in values.pop("before", ()):  # what was typed before the click
-                self.receive(earlier)
             if name not in self.actions:
                 raise ValueError(f"the page asks for {name!r}, which the desk does not know")
             if self.runner.busy and name not in WHILE_WRITING:

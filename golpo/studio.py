@@ -5,6 +5,7 @@ from pathlib import Path
 import tiktoken
 
 from golpo.desk import Desk
+from golpo.desk_inbox import Inbox
 from golpo.inference import describe_checkpoint
 from golpo.translations import page_labels
 from golpo_utils import GPTModel
@@ -29,7 +30,8 @@ def make_widget_class():
         def __init__(self, model, tokenizer, output_dir, speaker, labels):
             super().__init__(labels=labels)
             self.desk = Desk(model, tokenizer, output_dir, speaker, self.send)
-            self.on_msg(lambda _, message, buffers: self.desk.receive(message))
+            inbox = Inbox(self.desk.receive)
+            self.on_msg(lambda _, message, buffers: inbox.receive(message))
 
     return StudioWidget
 

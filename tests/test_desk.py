@@ -338,14 +338,6 @@ def test_two_pages_show_the_same_story(desk):
     assert "another page" in desk.page.messages()[-1] and desk.page.text == "One two day"
 
 
-def test_what_was_typed_before_a_click_comes_first(desk, writes):
-    """In one message: a kernel that took "go" before the title refused the title, and lost it."""
-    edit = {"do": "edit", "start": 0, "end": 0, "text": "One day", "length": 0, "source": "x"}
-    desk.ask("go", before=[edit, {"do": "title", "title": "The Mill"}])
-    assert desk.manuscript.title == "The Mill"
-    assert desk.manuscript.text.startswith("One day")
-
-
 def test_a_request_is_done_when_its_action_is_over(desk, writes):
     """Even if the action fails: until then the page takes no typing."""
     type_text(desk, "One day")

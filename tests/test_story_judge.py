@@ -1,6 +1,7 @@
 """The judge finds no fault in stories of the grammar, and each fault made by hand."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -81,20 +82,20 @@ def test_a_contradiction_is_noticed_by_its_kind(kind, right, wrong):
         (
             "trade",
             "mistaken identity",
-            'I am only {hero}, a fisher."',
-            'I am only {hero}, a baker."',
+            "I am only {hero}, an? [a-z]+",
+            "I am only {hero}, a fisher",
         ),
-        ("friend", "the haunted house", "{hero} and Kate", "{hero} and Vera"),
+        ("friend", "the haunted house", "{hero} and [A-Z][a-z]+", "{hero} and Vera"),
     ],
 )
 def test_trade_and_friend_are_noticed(kind, plot, right, wrong):
     seen = 0
     for name, title, hero, prose in write_stories(3000, seed=5):
-        before, after = right.format(hero=hero), wrong.format(hero=hero)
-        if name == plot and before in prose:
+        changed = re.sub(right.format(hero=hero), wrong.format(hero=hero), prose)
+        if name == plot and changed != prose:
             seen += 1
-            assert kind in parse_story(title, prose.replace(before, after)).contradictions()
-    assert seen
+            assert kind in parse_story(title, changed).contradictions()
+    assert seen > 10
 
 
 @pytest.mark.parametrize(
