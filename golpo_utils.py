@@ -350,9 +350,9 @@ class KeyValueCache:
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
     def repeat(self, rows: int) -> None:
-        """Copy the one row that was stored `rows` times; each copy continues on its own."""
-        self.keys = self.keys.repeat(rows, 1, 1, 1)
-        self.values = self.values.repeat(rows, 1, 1, 1)
+        """Make `rows` rows of one; each continues on its own. As many rows as stored stay."""
+        self.keys = self.keys.expand(rows, -1, -1, -1).contiguous()
+        self.values = self.values.expand(rows, -1, -1, -1).contiguous()
 
 
 # ---- Tokens ------------------------------------------------------------------------------------
@@ -526,7 +526,7 @@ class Decoder:
         self.caches = [KeyValueCache(self.capacity) for _ in self.model.trf_blocks]
         logits = self.model.next_logits(rows, self.caches)
         for cache in self.caches:
-            cache.repeat(len(token_ids) // len(rows))
+            cache.repeat(len(token_ids))
         return logits.expand(len(token_ids), -1)
 
     def advance(self, tokens: Tensor) -> Tensor:

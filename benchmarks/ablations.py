@@ -29,11 +29,12 @@ from machine import BENCHMARKS, print_machine
 from torch import Tensor
 
 from golpo.corpus import Corpus, read_stories
+from golpo.devices import pick_device
 from golpo.evaluation import generate_batch
 from golpo.huggingface import load_gpt2_weights
 from golpo.optim import make_optimizer
 from golpo.progress import TerminalProgress
-from golpo.settings import PRESETS, Settings, pick_device
+from golpo.settings import PRESETS, Settings
 from golpo.step import TrainingStep
 from golpo.story_measures import TrainingText, measure_stories
 from golpo.trainer import Trainer, TrainingState

@@ -20,10 +20,10 @@ sys.path.insert(0, str(PROJECT / "data"))
 from story_grammar import HEROES, write_stories  # noqa: E402
 
 from golpo.corpus import read_stories  # noqa: E402
+from golpo.devices import pick_device  # noqa: E402
 from golpo.evaluation import generate_batch  # noqa: E402
 from golpo.inference import load_storyteller  # noqa: E402
 from golpo.paths import DEFAULT_CHECKPOINT_DIR, DEFAULT_CORPUS  # noqa: E402
-from golpo.settings import pick_device  # noqa: E402
 from golpo.stories import DEFAULT_SAMPLING, split_story  # noqa: E402
 from golpo.story_measures import TrainingText, measure_stories  # noqa: E402
 from golpo_utils import END, TITLE_END, stream_story  # noqa: E402

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 from machine import print_machine
 
+from golpo.devices import pick_device
 from golpo.evaluation import (
     first_stories,
     load_checkpoint_corpus,
@@ -25,7 +26,6 @@ from golpo.inference import load_storyteller
 from golpo.request_facts import CorpusFacts
 from golpo.request_measures import draw_requests, measure_requests
 from golpo.requests import format_request
-from golpo.settings import pick_device
 from golpo.vocabulary import decode_stories
 
 

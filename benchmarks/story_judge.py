@@ -17,10 +17,10 @@ from machine import print_machine
 from story_parser import Parsed, parse_story
 
 from golpo.corpus import read_stories
+from golpo.devices import pick_device
 from golpo.evaluation import generate_batch
 from golpo.inference import load_storyteller
 from golpo.paths import DEFAULT_CHECKPOINT_DIR, DEFAULT_CORPUS
-from golpo.settings import pick_device
 from golpo.stories import DEFAULT_SAMPLING, split_story
 from golpo_utils import END
 

@@ -16,6 +16,7 @@ import tyro
 from golpo.beam_search import BeamSettings
 from golpo.beam_stories import stream_beams
 from golpo.console import plain_text, print_safely
+from golpo.devices import pick_device
 from golpo.paths import DEFAULT_CHECKPOINT_DIR
 from golpo.requests import Request, request_opening
 from golpo.settings import (
@@ -25,7 +26,6 @@ from golpo.settings import (
     default_preset,
     find_preset,
     make_settings,
-    pick_device,
 )
 from golpo.signals import noted
 from golpo.stories import DEFAULT_SAMPLING, genre_prompt, remove_markers

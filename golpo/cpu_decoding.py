@@ -41,10 +41,6 @@ def flatten_block(block: TransformerBlock, cache: KeyValueCache) -> FlatBlock:
     )
 
 
-def normalize(x: Tensor, norm: LayerNorm) -> Tensor:
-    return F.layer_norm(x, norm.scale.shape, norm.scale, norm.shift, norm.eps)
-
-
 class CPUDecoder(Decoder):
     """`Decoder` for a prepared model on a CPU, whose keys and values have one width."""
 
@@ -64,10 +60,10 @@ class CPUDecoder(Decoder):
         x = F.embedding(tokens[:, 0], model.tok_emb.weight)  # (b, d)
         x = x + model.pos_emb.weight[position]
         for block in self.blocks:
-            x = x + self.attend(block, normalize(x, block.norm1))
-            hidden = block.up(normalize(x, block.norm2))  # (b, 4 d)
+            x = x + self.attend(block, block.norm1.fused(x))
+            hidden = block.up(block.norm2.fused(x))  # (b, 4 d)
             x = x + block.down(F.gelu(hidden, approximate="tanh"))
-        return model.out_head(normalize(x, model.final_norm))  # (b, v)
+        return model.out_head(model.final_norm.fused(x))  # (b, v)
 
     def attend(self, block: FlatBlock, x: Tensor) -> Tensor:
         """Attention of the new token (b, d) to itself and those before it: (b, d)."""

@@ -59,21 +59,21 @@ class GPTDataset(torch.utils.data.Dataset):
                 f"the text has {len(self.ids)} tokens, fewer than one window of {max_length} and "
                 f"one more; bring more text or lower context_length"
             )
-        bounds = find_story_bounds(self.ids, start_id)  # (stories + 1,)
-        windows = -(-np.diff(bounds) // stride)  # (stories,), how many each story has
+        self.bounds = find_story_bounds(self.ids, start_id)  # (stories + 1,)
+        windows = -(-np.diff(self.bounds) // stride)  # (stories,), how many each story has
         first = np.cumsum(windows) - windows  # (stories,), the number of its first window
-        starts = np.repeat(bounds[:-1] - first * stride, windows)
+        starts = np.repeat(self.bounds[:-1] - first * stride, windows)
         starts += stride * np.arange(len(starts))
-        if len(bounds) == 2:
+        if len(self.bounds) == 2:
             self.starts = starts[starts <= last]  # (windows,)
         else:
             self.starts = np.unique(np.minimum(starts, last))  # (windows,)
         # The last window of a story reaches beyond the story's end. Each window of the story but
         # the first may start earlier by that many tokens, and the story is still covered. In the
         # last story no window reaches beyond, so none moves.
-        story = np.searchsorted(bounds, self.starts, side="right")
-        begins = np.take(bounds, story - 1)
-        ends = np.take(bounds, story)
+        story = np.searchsorted(self.bounds, self.starts, side="right")
+        begins = np.take(self.bounds, story - 1)
+        ends = np.take(self.bounds, story)
         can_move = (self.starts > begins) & (story < story[-1])
         self.max_shift = np.where(can_move, -(ends - begins) % stride, 0)  # (windows,)
 

@@ -49,7 +49,7 @@ class Desk extends DeskControls {
     if (!["hello", "edit", "title", "form"].includes(name)) this.flush();
     this.say("");
     this.expectAnswer(ANSWER_WITHIN);
-    const message = { do: name, page: this.id, number: this.sent, ...values };
+    const message = { do: name, page: this.id, sequence: this.sent, ...values };
     if (CHANGES.includes(name)) {
       this.asked = message.request = `${this.id}-${++this.requests}`;
       this.showState();

@@ -10,8 +10,8 @@ class Inbox:
 
     A kernel reads the first messages of a page on one thread and the others on another, so two of
     them may come at the same time or in the wrong order. Each message has the "page" that sent it
-    and a "number". "hello" starts the count anew: earlier numbers of the page are not waited for.
-    A message without a number is handed on at once.
+    and its "sequence" number. "hello" starts the count anew: earlier numbers of the page are not
+    waited for. A message without a number is handed on at once.
     """
 
     def __init__(self, handle: Callable[[dict], None]):
@@ -24,7 +24,7 @@ class Inbox:
         """Take in a message, and hand on what is complete up to it."""
         message = dict(message)
         page = message.pop("page", None)
-        number = message.pop("number", None)
+        number = message.pop("sequence", None)
         with self.lock:
             if number is None:
                 self.handle(message)

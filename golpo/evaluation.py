@@ -13,6 +13,7 @@ import torch
 from golpo.console import describe_error, print_safely
 from golpo.corpus import CORPUS_VERSION, Corpus, load_corpus, read_options
 from golpo.dataset import story_bounds
+from golpo.devices import pick_device
 from golpo.files import make_folder
 from golpo.inference import load_storyteller
 from golpo.legacy import upgrade_evaluation
@@ -21,7 +22,6 @@ from golpo.paths import DEFAULT_CHECKPOINT_DIR, DEFAULT_CORPUS
 from golpo.plots import draw_evaluation
 from golpo.request_measures import measure_requests
 from golpo.requests import Request, request_opening
-from golpo.settings import pick_device
 from golpo.stories import DEFAULT_SAMPLING, genre_prompt, split_story
 from golpo.story_measures import GenreClassifier, TrainingText, genres_of, measure_stories, stems
 from golpo.vocabulary import decode_stories

@@ -65,7 +65,6 @@ class FastLinear(nn.Module):
         self.weight = weight
         self.bias = bias
         self.in_features = weight.shape[1]
-        self.out_features = weight.shape[0]
         self.one_row = plain_matmul
         self.few_rows = plain_matmul
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from golpo.checkpoint import BEST, load_checkpoint, newest_checkpoint, read_checkpoint
 from golpo.cpu_decoding import CPUDecoder
+from golpo.devices import cpu_has
 from golpo.fast_linear import FastLinear, choose_products
 from golpo.files import as_path
 from golpo.initialization import SkipInitialization
@@ -22,6 +23,7 @@ from golpo.lora import (
     set_adapter_strength,
 )
 from golpo.paths import BUNDLED_MODEL, DEFAULT_CHECKPOINT_DIR
+from golpo.projections import join_projections
 from golpo.static_decoding import StaticSteps
 from golpo.tokenizer import tokenizer_of
 from golpo.watchdog import watched
@@ -49,31 +51,24 @@ class Int8Linear(nn.Module):
             warnings.simplefilter("ignore")  # PyTorch plans to move these functions to torchao
             rounded = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
             self.packed = torch.ops.quantized.linear_prepack(rounded, bias)
-        self.seven_bits = not has_vnni()
+        # Without these instructions, sums of 8-bit products overflow.
+        self.seven_bits = not cpu_has("avx512_vnni", "avx_vnni")
 
     def forward(self, x: Tensor) -> Tensor:
         return linear_dynamic(x, self.packed, self.seven_bits)
-
-
-def has_vnni() -> bool:
-    """Whether the processor adds up 8-bit products in 32 bits."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # absent from PyTorch 2.10
-    return bool(capabilities.get("avx512_vnni") or capabilities.get("avx_vnni"))
 
 
 class FusedProjection:
     """Queries, keys and values of an attention layer from one product: see `project` there."""
 
     def __init__(self, attention: MultiHeadAttention, quantize: bool):
-        layers = (attention.W_query, attention.W_key, attention.W_value)
         self.num_heads = attention.num_heads
-        self.widths = [layer.out_features for layer in layers]
-        weight = torch.cat([layer.weight.detach() for layer in layers])  # (widths, d_in)
-        biases = [layer.bias for layer in layers]
-        bias = None if biases[0] is None else torch.cat([one.detach() for one in biases])
+        with torch.no_grad():
+            weight, bias, self.widths = join_projections(attention)
         if quantize:
             self.linear = Int8Linear(weight, bias)
             return
+        layers = (attention.W_query, attention.W_key, attention.W_value)
         for layer, part in zip(layers, weight.split(self.widths), strict=True):
             layer.weight = nn.Parameter(part)  # the same memory, so that it is held only once
         self.linear = FastLinear(weight, bias)

@@ -22,9 +22,9 @@ class Learn:
     def run(self) -> None:
         from golpo.choices import read_choices
         from golpo.console import print_safely
+        from golpo.devices import pick_device
         from golpo.inference import load_storyteller
         from golpo.preferences import learn_from_choices
-        from golpo.settings import pick_device
 
         found = read_choices(self.folder)
         print_safely(found.describe())

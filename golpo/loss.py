@@ -150,7 +150,7 @@ def evaluate_loss(
             padded = padded.to(device)  # (b, t + 1)
             inputs = padded[:, :-1].clamp(min=0)  # (b, t)
             targets = padded[:, 1:]  # (b, t)
-            predicted = int((targets >= 0).sum())
+            predicted = sum(end - start for start, end in windows[part])
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 total += float(loss_of(inputs, targets)) * predicted
             count += predicted

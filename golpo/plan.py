@@ -29,9 +29,16 @@ def plan_training(fresh: bool = False, preset: str = "auto", **settings) -> Sett
     when the training begins. Raises ValueError for an invalid setting.
     """
     saved = None if fresh else find_saved_settings(settings)
-    chosen = preset_settings(preset, settings, saved)
+    return merge_settings(preset, settings, saved)
+
+
+def merge_settings(preset: str, settings: dict, saved: dict | None) -> Settings:
+    """`settings` over the preset's, over those `saved` in a checkpoint (None: there is none).
+
+    Folders and the step to pause at are never a checkpoint's. Raises ValueError.
+    """
     here = {"checkpoint_dir": DEFAULT_CHECKPOINT_DIR, "staging_dir": None, "max_steps": None}
-    given = {**here, **chosen, **settings}
+    given = {**here, **preset_settings(preset, settings, saved), **settings}
     return make_settings(given if saved else settings_to_start(given), saved)
 
 

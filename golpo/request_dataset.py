@@ -5,7 +5,7 @@ import tiktoken
 import torch
 from torch import Tensor
 
-from golpo.dataset import GPTDataset, find_story_bounds
+from golpo.dataset import GPTDataset
 from golpo.loss import IGNORED
 from golpo.request_facts import CorpusFacts, choose_lines
 from golpo.requests import split_request
@@ -37,7 +37,6 @@ class RequestDataset(GPTDataset):
         super().__init__(ids, tokenizer, max_length, max_length, start_id=start_id)
         self.tokenizer = tokenizer
         self.seed = seed
-        self.bounds = find_story_bounds(ids, start_id)  # (stories + 1,)
         self.room = -np.diff(self.bounds) % max_length  # (stories,), in tokens
         # The windows at the end of the corpus cannot move: the text ends there.
         last_starts = self.bounds[1:] + self.room - max_length  # (stories,)
@@ -77,8 +76,10 @@ class RequestDataset(GPTDataset):
     def request_ids(self, story: int, epoch: int) -> list[int]:
         """The tokens that follow a story's <|start|> in an epoch; [] for none."""
         rng = np.random.default_rng([self.seed, epoch, 2, story])
+        if self.room[story] == 0:
+            return []
         text = self.text(story)
-        if self.room[story] == 0 or split_request(text)[0] is not None:
+        if split_request(text)[0] is not None:
             return []  # what people have written is kept as it is
         lines = choose_lines(self.facts.request_of(text), rng)
         last = "" if TITLE in text else "\n"

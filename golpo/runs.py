@@ -14,6 +14,7 @@ from golpo.checkpoint import load_checkpoint, newest_checkpoint, read_checkpoint
 from golpo.checkpoint_manager import CheckpointManager
 from golpo.console import print_safely
 from golpo.corpus import Corpus, load_corpus, read_options
+from golpo.devices import pick_device, pick_precision
 from golpo.distributed import process_group
 from golpo.errors import CheckpointError
 from golpo.files import as_path, list_folder
@@ -23,8 +24,8 @@ from golpo.legacy import NEVER_PACKED, rename_settings, upgrade_settings
 from golpo.metrics import METRICS_FILE
 from golpo.optim import freeze_layers, make_optimizer
 from golpo.paths import DEFAULT_CHECKPOINT_DIR
-from golpo.plan import note_fresh_start, preset_settings, settings_to_resume
-from golpo.settings import Settings, make_settings, pick_device, pick_precision
+from golpo.plan import merge_settings, note_fresh_start, preset_settings, settings_to_resume
+from golpo.settings import Settings, make_settings
 from golpo.slots import check_not_replaced, slot_manifests
 from golpo.step import memory_errors_explained
 from golpo.trainer import TrainingState, train_model
@@ -97,9 +98,8 @@ def resume(
     saved = settings_to_resume(checkpoint.get("settings"))
     check_known("setting", saved, Settings, checkpoint, path.name)
     check_known("state", checkpoint.get("state") or {}, TrainingState, checkpoint, path.name)
-    here = {"checkpoint_dir": str(folder), "staging_dir": None, "max_steps": None}
-    given = {**here, **preset_settings(preset, settings, saved), **settings}
-    return run_training(make_settings(given, saved), checkpoint, path, slots)
+    merged = merge_settings(preset, {**settings, "checkpoint_dir": str(folder)}, saved)
+    return run_training(merged, checkpoint, path, slots)
 
 
 def check_known(kind: str, saved: dict, known: type, checkpoint: dict, name: str) -> None:

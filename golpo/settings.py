@@ -1,4 +1,4 @@
-"""The settings of a training, the presets, and the machine that they run on."""
+"""The settings of a training, and the presets."""
 
 import math
 import os
@@ -253,10 +253,25 @@ class Settings:
         if self.frozen_layers > self.config["n_layers"]:
             most = self.config["n_layers"]
             raise ValueError(f"frozen_layers is {self.frozen_layers}; the model has {most} layers")
+        self.check_windows()
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError(
                 "device is 'cuda', but PyTorch sees no GPU; choose a GPU runtime, or device='cpu'"
             )
+
+    def check_windows(self) -> None:
+        """Raise ValueError if the settings ask for training windows that cannot be made."""
+        if self.pack_stories and self.requests:
+            raise ValueError(
+                "pack_stories and requests are True, but packed windows leave requests no room; "
+                "set one of them to False"
+            )
+        for name in ("pack_stories", "requests"):
+            if getattr(self, name) and not self.align_to_stories:
+                raise ValueError(
+                    f"{name} is True and align_to_stories is False, but {name} needs windows "
+                    f"that start at stories; set align_to_stories=True or {name}=False"
+                )
 
 
 def make_settings(given: dict, base: dict | None = None) -> Settings:
@@ -322,28 +337,3 @@ def print_device() -> None:
         print("NO GPU: a small model is trained on the processor, with the 'laptop' preset.")
         print("On Colab, Runtime -> Change runtime type -> T4 GPU gives you one for free.")
         print(line)
-
-
-def pick_device(name: str = "auto") -> torch.device:
-    """The device of that name; "auto" is the GPU if there is one."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
-
-
-def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of matrix products. "auto": bf16 where the hardware has it, fp16 on older GPUs.
-
-    A T4 claims bf16 (`is_bf16_supported`) but only emulates it; compute capability 8.0 decides.
-    """
-    if name == "auto" and device.type == "cuda":
-        name = "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-    elif name == "auto":
-        name = "bf16" if cpu_multiplies_bf16() else "fp32"
-    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
-
-
-def cpu_multiplies_bf16() -> bool:
-    """Whether the processor has instructions for bf16 products (AVX-512 BF16 or AMX)."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # absent from PyTorch 2.10
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_tile"))

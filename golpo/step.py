@@ -9,20 +9,21 @@ import numpy as np
 import tiktoken
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from torch import Tensor
 
 from golpo.console import print_safely
 from golpo.dataset import GPTDataset, epoch_order, epoch_shift
+from golpo.devices import free_memory, pick_precision
 from golpo.distributed import rank_and_world_size
 from golpo.errors import TrainingError
 from golpo.lora import adapter_names
 from golpo.loss import NextTokenLoss
 from golpo.optim import learning_rate_at
 from golpo.packing import PackedDataset
+from golpo.projections import project_at_once
 from golpo.request_dataset import RequestDataset
-from golpo.settings import Settings, pick_precision
-from golpo_utils import GPTModel, MultiHeadAttention
+from golpo.settings import Settings
+from golpo_utils import GPTModel
 
 IDS_ON_GPU = 2**28  # so many ids, or fewer, are copied to the GPU, where they take a gigabyte
 # What PyTorch says when memory is used up, on Linux, on Windows, and in CUDA's libraries.
@@ -50,25 +51,6 @@ def memory_errors_explained(config: dict) -> Iterator[None]:
         raise TrainingError(
             f"out of memory; choose a smaller model or batch_size (the model's config is {sizes})"
         ) from error
-
-
-def free_memory(device: torch.device) -> None:
-    """Give memory that PyTorch keeps for later back to the GPU."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
-def project_at_once(attention: MultiHeadAttention, x: Tensor) -> list[Tensor]:
-    """`attention.project` as one product instead of three, which keeps a GPU busier.
-
-    The parameters stay the three that checkpoints have: (b, t, d) → (b, h, t, width / h) each.
-    """
-    layers = (attention.W_query, attention.W_key, attention.W_value)
-    weight = torch.cat([layer.weight for layer in layers])  # (all widths, d)
-    bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
-    widths = [layer.out_features for layer in layers]
-    projected = F.linear(x, weight, bias).split(widths, dim=-1)  # (b, t, width) each
-    return [y.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for y in projected]
 
 
 class TrainingStep:
@@ -109,11 +91,6 @@ class TrainingStep:
     ) -> GPTDataset:
         """The training windows, with requests or packed if the settings say so."""
         aligned_to = start_id if self.settings.align_to_stories else None
-        if self.settings.pack_stories and self.settings.requests:
-            raise ValueError(
-                "pack_stories and requests are True, but packed windows leave requests no room; "
-                "set one of them to False"
-            )
         if self.settings.requests:
             return RequestDataset(
                 train_ids, tokenizer, self.context_length, aligned_to, self.settings.seed

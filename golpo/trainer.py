@@ -13,6 +13,7 @@ import torch
 from golpo.checkpoint_manager import CheckpointManager
 from golpo.console import auxiliary, print_safely
 from golpo.corpus import Corpus
+from golpo.devices import free_memory
 from golpo.distributed import sum_over_processes
 from golpo.errors import TrainingError
 from golpo.loss import evaluate_loss
@@ -20,7 +21,7 @@ from golpo.metrics import METRICS_FILE, append_record, trim_records
 from golpo.progress import TerminalProgress, pick_progress
 from golpo.settings import Settings
 from golpo.signals import defer_signals
-from golpo.step import TrainingStep, free_memory, is_out_of_memory
+from golpo.step import TrainingStep, is_out_of_memory
 from golpo.tokenizer import tokenizer_to_dict
 from golpo_utils import GPTModel, start_id_of, stream_story
 

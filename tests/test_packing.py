@@ -205,9 +205,27 @@ def test_a_training_stays_packed_or_not(training_corpus, tmp_path, monkeypatch):
 def test_what_cannot_be_packed_is_refused():
     with pytest.raises(ValueError, match="pack_stories is True, but the windows do not start at"):
         PackedDataset(make_corpus([5, 9]), 16, None, 0)
-    with pytest.raises(ValueError, match="pack_stories is True, but the windows do not start at"):
-        make_step(align_to_stories=False)
-    with pytest.raises(ValueError, match="pack_stories and requests are True.*one of them"):
-        make_step(requests=True)
     with pytest.raises(ValueError, match="1 tokens and no story with a token to predict"):
         PackedDataset(torch.tensor([START]), 16, START, 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (
+            {"pack_stories": True, "requests": True},
+            "pack_stories and requests are True.*one of them",
+        ),
+        ({"pack_stories": True, "align_to_stories": False}, "pack_stories is True and align_to_"),
+        ({"requests": True, "align_to_stories": False}, "requests is True and align_to_stories is"),
+    ],
+)
+def test_windows_that_cannot_be_made_are_refused_before_anything_moves(
+    training_corpus, tmp_path, settings, sentence
+):
+    """A fresh training puts earlier checkpoints aside; a refused one leaves them in their place."""
+    train(training_corpus, tmp_path, max_steps=2)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(ValueError, match=sentence):
+        train(training_corpus, tmp_path, max_steps=2, **settings)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before

@@ -49,7 +49,7 @@ def test_with_a_checkpoint_the_plan_is_what_training_then_uses(given, form, monk
     assert planned.batch_size == given["batch_size"]
     used = []
     real = plan.make_settings
-    monkeypatch.setattr("golpo.runs.make_settings", lambda *a: used.append(real(*a)) or used[-1])
+    monkeypatch.setattr(plan, "make_settings", lambda *a: used.append(real(*a)) or used[-1])
     train_or_resume(False, "auto", **form, num_epochs=2)
     assert len(used) == 1
     differences = {

@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers import TINY_CONFIG
 
-from golpo.step import project_at_once
+from golpo.projections import project_at_once
 from golpo_utils import GPTModel
 
 
