@@ -2,10 +2,10 @@
 
     python benchmarks/finetuning.py --runs full:0.0003 4:0.01 8:0.01
 
-Each run is RANK:LEARNING_RATE, "full" for all weights. The stories are every ninth of the project's
-corpus, on which the bundled model was not trained; a tenth is kept aside. Two epochs on one thread.
-Prints the validation loss before and after, the seconds of processor time, and the sizes of the
-newest checkpoint and of what has to be kept.
+Each run is RANK:LEARNING_RATE, "full" for all weights. The stories are 200 from all over the
+project's corpus, on which the bundled model was not trained; a tenth is kept aside. Two epochs on
+one thread. Prints the validation loss before and after, the seconds of processor time, and the
+sizes of the newest checkpoint and of what has to be kept.
 """
 
 import argparse

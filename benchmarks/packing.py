@@ -6,7 +6,7 @@ For each context length, packed and not: the same small model (2 layers x 128, a
 2,048 learned from the corpus) with the schedule of the preset `laptop`, until it has predicted
 `--tokens` tokens. One story in twenty is for validation. Seconds are those of the processor, on
 one thread, so that other programs matter little; those of the evaluation are left out. With
-`--seconds` a training takes that long instead: the steps are reckoned from the first ones. With
+`--seconds` a training takes that long instead: the steps are calculated from the first ones. With
 `--tokens 0` nothing is trained: the windows alone are counted.
 """
 
