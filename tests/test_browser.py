@@ -321,11 +321,10 @@ def test_the_studio_works_in_jupyterlab(python, project, page, tmp_path):
 
 
 def test_the_studio_works_in_voila(python, project, page, tmp_path):
+    command = ["voila", "notebooks/test.ipynb", "--show_tracebacks=True"]
     if python != sys.executable:
-        pytest.skip("Voilà 0.4 loads anywidget from a CDN; the tests use no network")
-    with serving(
-        python, project, tmp_path, "voila", "notebooks/test.ipynb", "--show_tracebacks=True"
-    ) as address:
+        command.append("--enable_nbextensions=True")  # else Voilà 0.4 loads anywidget from a CDN
+    with serving(python, project, tmp_path, *command) as address:
         page.goto(address)
         wait_for_the_studio(page)
         play(page, project)
