@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import torch
+from machine import print_machine
 
 from golpo.before_after import compare_finetuning
 from golpo.inference import load_storyteller
@@ -67,6 +68,7 @@ def main() -> None:
     parser.add_argument("--max-steps", type=int)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    print_machine()
     print("| run | before | after | learned | seconds | checkpoint | to keep |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for run in arguments.runs:

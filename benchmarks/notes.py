@@ -8,16 +8,13 @@ many stories have the hero's name in their last third, and how often it stands t
 
 import argparse
 import re
-import sys
 import time
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import torch
+from machine import print_machine
 
-import torch  # noqa: E402
-
-from golpo import DEFAULT_SAMPLING, load_storyteller  # noqa: E402
-from golpo.long_stories import stream_long_story  # noqa: E402
+from golpo import DEFAULT_SAMPLING, load_storyteller
+from golpo.long_stories import stream_long_story
 
 HEROES = ["Hanna", "Tim", "Mira", "Ben", "Lily", "Max", "Anna", "Tom", "Sara", "Jack"]
 OPENING = "Once upon a time, there was a child named {hero}."
@@ -60,6 +57,7 @@ def main() -> None:
     parser.add_argument("--stories", type=int, default=20)
     parser.add_argument("--tokens", type=int, default=1500)
     arguments = parser.parse_args()
+    print_machine()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, tokenizer, _ = load_storyteller(arguments.checkpoint, device)
     started = time.monotonic()

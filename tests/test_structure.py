@@ -83,6 +83,15 @@ def test_only_the_package_and_what_uses_it_imports_the_package():
         assert not roots & above, f"{path.name} imports {roots & above}"
 
 
+def test_every_benchmark_says_on_which_machine_it_ran():
+    commands = [
+        path for path in (PROJECT / "benchmarks").glob("*.py") if "__main__" in path.read_text()
+    ]
+    assert len(commands) > 10
+    for path in commands:
+        assert "print_machine()" in path.read_text(), path.name
+
+
 def test_importing_the_package_loads_nothing_heavy():
     code = "import sys, golpo; print(*sys.modules)"
     done = subprocess.run(
