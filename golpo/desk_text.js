@@ -163,7 +163,7 @@ class Paper {
       while (markEnd <= start && mark < this.marks.length) markEnd += this.marks[++mark]?.[1] ?? 0;
       while (bitEnd <= start && bit < this.bits.length) bitEnd += this.bits[++bit]?.[0] ?? 0;
       const words = characters.slice(start, end);
-      const span = h("span", {}, typeof words === "string" ? words : words.join(""));
+      const span = h("span", {}, verbatim(typeof words === "string" ? words : words.join("")));
       if (this.tinted && this.marks[mark]?.[0]) span.className = "m";
       if (this.bits[bit]) span.style.setProperty("--bits", Math.min(this.bits[bit][1], 12) / 12);
       if (this.found && start >= this.found[0] && end <= this.found[1]) span.classList.add("found");

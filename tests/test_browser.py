@@ -26,6 +26,8 @@ from golpo.checkpoint import save_checkpoint
 from golpo.paths import PROJECT_DIR
 from golpo.settings import GPT_CONFIG_LAPTOP
 from golpo.shelf import Shelf
+from golpo.studio import SCRIPTS
+from golpo.translations import page_labels
 from golpo_utils import GPT2_VOCAB_SIZE, GPTModel
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright for Python is missing")
@@ -379,6 +381,31 @@ class Notebook:
     def wait(self):
         for studio in self.studios:
             wait_for(lambda studio=studio: "Ready" in state(studio))
+
+
+def test_the_story_is_never_translated(page):
+    """Words of a story that are also labels of the page stay as they are, in each kind of span."""
+    page.set_content("<title>Desk</title>")
+    page.add_script_tag(content=SCRIPTS[0].read_text(encoding="utf-8"))
+    shown = page.evaluate(
+        """labels_of_the_page => {
+            labels = labels_of_the_page;
+            const paper = new Paper(() => {}, () => {});
+            const mirror = (text, marks, bits, found) => {
+                paper.set(text);
+                Object.assign(paper, { marks, bits, found });
+                paper.draw();
+                return paper.mirror.textContent;
+            };
+            const whole = mirror("Stop", [[1, 4]], [], null);
+            const shaded = mirror("She said Stop.", [[1, 14]], [[9, 3], [4, 2], [1, 1]], null);
+            const found = mirror("🦊 Title", [[0, 7]], [], [2, 7]);
+            return [whole, shaded, found, h("button", {}, "Stop").textContent];
+        }""",
+        page_labels("bn"),
+    )
+    assert shown[:3] == ["Stop\u200b", "She said Stop.\u200b", "🦊 Title\u200b"]
+    assert shown[3] == page_labels("bn")["Stop"]
 
 
 @pytest.fixture(scope="module")
