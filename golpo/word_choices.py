@@ -1,5 +1,6 @@
 """What the model thinks of words that stand in a story: their probability, others, surprise."""
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from golpo_utils import END, MARKERS, GPTModel, encode, story_opening
 class WordChoice:
     """One token of a story, text[start:end], and what else could stand there.
 
+    Tokens that share a character count as one; `probability` is that of all of them.
     others: the likeliest other tokens, as pairs (text, probability), best first. The text of the
     story's end is <|end|>.
     """
@@ -26,10 +28,22 @@ class WordChoice:
     others: list[tuple[str, float]]
 
 
-def token_starts(text: str, tokenizer: tiktoken.Encoding) -> tuple[list[int], list[int]]:
-    """The ids of `text`, and the character at which each of them begins."""
+def token_groups(text: str, tokenizer: tiktoken.Encoding) -> list[tuple[int, list[int]]]:
+    """The ids of `text` as pairs (first character, ids); tokens that share a character are one.
+
+    A character that the vocabulary does not have is two to four tokens.
+    """
     ids = encode(text, tokenizer, markers=False)
-    return ids, tokenizer.decode_with_offsets(ids)[1] if ids else []
+    starts = tokenizer.decode_with_offsets(ids)[1] if ids else []
+    groups: list[tuple[int, list[int]]] = []
+    for token, start in zip(ids, starts, strict=True):
+        first_byte = tokenizer.decode_single_token_bytes(token)[0]
+        inside_a_character = 0x80 <= first_byte < 0xC0  # as UTF-8 has it
+        if groups and inside_a_character:
+            groups[-1][1].append(token)
+        else:
+            groups.append((start, [token]))
+    return groups
 
 
 def opening_before(tokenizer: tiktoken.Encoding, prompt: str, title: str) -> list[int]:
@@ -61,19 +75,22 @@ def word_choice(
     """
     if not 0 <= position < len(text):
         raise ValueError(f"there is no word at position {position} of {len(text)} characters")
-    ids, starts = token_starts(text, tokenizer)
-    index = max(i for i, start in enumerate(starts) if start <= position)
-    start = starts[index]
-    end = next((later for later in starts[index + 1 :] if later > start), len(text))
+    groups = token_groups(text, tokenizer)
+    start, tokens = max(group for group in groups if group[0] <= position)
+    end = min((later for later, _ in groups if later > start), default=len(text))
     sight = sight_of(model, tokenizer, text[:start], title, note)
     opening = opening_before(tokenizer, sight.prompt, sight.title)
     probabilities = next_probabilities(model, opening)
     others = []
     for token in probabilities.topk(min(4 * count, len(probabilities))).indices.tolist():
         word = token_text(token, tokenizer)
-        if word is not None and token != ids[index]:
+        if word is not None and token != tokens[0]:
             others.append((word, float(probabilities[token])))
-    return WordChoice(start, end, text[start:end], float(probabilities[ids[index]]), others[:count])
+    probability = float(probabilities[tokens[0]])
+    for n in range(1, len(tokens)):
+        window = (opening + tokens[:n])[-model.config["context_length"] :]
+        probability *= float(next_probabilities(model, window)[tokens[n]])
+    return WordChoice(start, end, text[start:end], probability, others[:count])
 
 
 def token_text(token: int, tokenizer: tiktoken.Encoding) -> str | None:
@@ -91,10 +108,11 @@ def surprise(
 ) -> list[tuple[int, float]]:
     """How surprising each token of `text` was → pairs (characters, bits), in order.
 
-    Bits are -log2 of the model's own probability. Behind a window's end the model sees the head
-    and half a window of the text before.
+    Tokens that share a character count as one. Bits are -log2 of the model's own probability.
+    Behind a window's end the model sees the head and half a window of the text before.
     """
-    ids, starts = token_starts(text, tokenizer)
+    groups = token_groups(text, tokenizer)
+    ids = [token for _, tokens in groups for token in tokens]
     sight = sight_of(model, tokenizer, text, title, note)
     head = opening_before(tokenizer, f"{sight.note}\n\n" if sight.note else "", sight.title)
     step = max(1, (model.config["context_length"] - len(head)) // 2)
@@ -108,5 +126,9 @@ def surprise(
             logits.float(), window[0, -len(new) :], reduction="none"
         )  # (new,)
         bits += (losses / math.log(2)).tolist()
-    ends = [*starts, len(text)][1:]
-    return [(end - start, b) for start, end, b in zip(starts, ends, bits, strict=True)]
+    ends = [*(start for start, _ in groups), len(text)][1:]
+    left = iter(bits)
+    return [
+        (end - start, sum(itertools.islice(left, len(tokens))))
+        for (start, tokens), end in zip(groups, ends, strict=True)
+    ]

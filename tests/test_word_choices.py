@@ -70,6 +70,70 @@ def test_the_inside_of_a_character_is_the_character(storyteller):
     assert choice.end > choice.start and "\ufffd" not in "".join(word for word, _ in choice.others)
 
 
+def probability_after(model, ids, following):
+    """The product of the shares of `following`, one forward pass each."""
+    share = 1.0
+    for token in following:
+        share *= float(model(torch.tensor([ids]))[0, -1].detach().softmax(0)[token])
+        ids = [*ids, token]
+    return share
+
+
+@pytest.mark.parametrize(
+    ("text", "position", "group"),
+    [("a 🦊 ran", 2, "🦊"), ("a 🦊🦊 ran", 3, "🦊"), ("দিন", 1, "ি"), ("naïve", 2, "ï")],
+)
+def test_a_character_of_several_tokens_has_the_probability_of_all_of_them(
+    storyteller, text, position, group
+):
+    model, tokenizer = storyteller
+    choice = word_choice(model, tokenizer, text, position, "Mill")
+    assert choice.text == group
+    tokens = tokenizer.encode(group)
+    assert len(tokens) > 1
+    ids = story_opening(tokenizer, text[:position], "Mill")
+    expected = probability_after(model, ids, tokens)
+    assert choice.probability == pytest.approx(expected, rel=1e-3)
+    shares = model(torch.tensor([ids]))[0, -1].detach().softmax(0)
+    for word, share in choice.others:
+        [token] = tokenizer.encode(word, allowed_special="all")
+        assert share == pytest.approx(float(shares[token]), rel=1e-4)
+
+
+def test_a_token_that_begins_before_a_character_belongs_to_it():
+    """In GPT-2's own vocabulary a space and half a fox are one token."""
+    torch.manual_seed(0)
+    tokenizer = get_tokenizer(50257)
+    model = GPTModel({**WORDS_CONFIG, "vocab_size": 50257}).eval()
+    tokens = tokenizer.encode(" 🦊")
+    assert len(tokenizer.encode("a 🦊")) == 1 + len(tokens)
+    expected = probability_after(model, story_opening(tokenizer, "a"), tokens)
+    for position in (1, 2):
+        choice = word_choice(model, tokenizer, "a 🦊 ran", position)
+        assert (choice.start, choice.end, choice.text) == (1, 3, " 🦊")
+        assert choice.probability == pytest.approx(expected, rel=1e-3)
+
+
+def test_surprise_of_a_character_is_that_of_all_its_tokens(storyteller):
+    model, tokenizer = storyteller
+    text = "a 🦊🦊 ran, ‘naïve’ দিন"
+    position = 0
+    for length, bits in surprise(model, tokenizer, text):
+        choice = word_choice(model, tokenizer, text, position)
+        assert (choice.start, choice.end) == (position, position + length)
+        assert bits == pytest.approx(-math.log2(choice.probability), rel=1e-4)
+        position += length
+    assert position == len(text)
+
+
+def test_a_character_at_the_end_of_a_full_context(storyteller):
+    """Its later tokens no longer fit behind the opening."""
+    model, tokenizer = storyteller
+    for count in range(model.config["context_length"] - 8, model.config["context_length"] + 2):
+        text = "a" + " a" * count + "🦊"
+        assert 0 < word_choice(model, tokenizer, text, len(text) - 1).probability < 1e-6
+
+
 @pytest.mark.parametrize("position", [-1, 33])
 def test_outside_of_the_text_is_one_sentence(storyteller, position):
     with pytest.raises(ValueError, match="no word at position"):
