@@ -3,10 +3,12 @@
 import html
 import io
 import re
+import unicodedata
+import uuid
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from golpo.console import plain_text
+from golpo.console import plain_text, printable
 from golpo.packages import import_optional
 from golpo.stories import wrap_text
 from golpo_utils import check_kind
@@ -32,6 +34,11 @@ h2 + p { text-indent: 0 }
 """
 
 
+def clean(text: str) -> str:
+    """`text` without control characters; half of a pair of UTF-16 becomes a question mark."""
+    return printable(plain_text(text), "utf-8")
+
+
 class Chapter(NamedTuple):
     """A story of a book."""
 
@@ -40,11 +47,11 @@ class Chapter(NamedTuple):
 
     def heading(self) -> str:
         """The title on one line, without control characters."""
-        return " ".join(plain_text(self.title).split()) or UNTITLED
+        return " ".join(clean(self.title).split()) or UNTITLED
 
     def paragraphs(self) -> list[str]:
         """The lines of the text that are not empty."""
-        lines = (line.strip() for line in plain_text(self.text).split("\n"))
+        lines = (line.strip() for line in clean(self.text).split("\n"))
         return [line for line in lines if line]
 
 
@@ -79,32 +86,46 @@ def book_title(chapters: Sequence[Chapter]) -> str:
     return chapters[0].heading() if len(chapters) == 1 else "Stories"
 
 
+def language_of(text: str) -> str:
+    """The language of a book: "bn" if most letters are Bengali, else "en"."""
+    letters = [character for character in text if character.isalpha()]
+    bengali = sum("\u0980" <= letter <= "\u09ff" for letter in letters)
+    return "bn" if bengali > len(letters) / 2 else "en"
+
+
 def as_html(chapters: Sequence[Chapter]) -> str:
     """The stories as one HTML page, whose printed pages look like a book's."""
     sections = "\n".join(f"<section>\n{chapter_html(c)}\n</section>" for c in chapters)
     title = html.escape(book_title(chapters))
+    language = language_of("\n".join(chapter.text for chapter in chapters))
     return (
-        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<!DOCTYPE html>\n<html lang="{language}">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width">\n<title>{title}</title>\n'
         f"<style>{STYLE}</style>\n</head>\n<body>\n{sections}\n</body>\n</html>\n"
     )
 
 
-def as_epub(chapters: Sequence[Chapter], name: str = "golpo-kothok") -> bytes:
-    """The stories as an electronic book (EPUB 3), a chapter each. name: the book's identifier.
+def as_epub(chapters: Sequence[Chapter]) -> bytes:
+    """The stories as an electronic book (EPUB 3), a chapter each.
 
-    Raises MissingPackageError without the package ebooklib.
+    Its identifier comes from what is in it, so that different books have different ones. Raises
+    MissingPackageError without the package ebooklib.
     """
     epub = import_optional("ebooklib.epub", "writing an EPUB", "ebooklib")
     book = epub.EpubBook()
-    book.set_identifier(name)
+    content = "\n".join(map(chapter_html, chapters))
+    book.set_identifier(uuid.uuid5(uuid.NAMESPACE_URL, content).urn)
     book.set_title(book_title(chapters))
-    book.set_language("en")
+    book.set_language(language_of("\n".join(chapter.text for chapter in chapters)))
     style = epub.EpubItem("style", "style.css", "text/css", STYLE.encode())
     book.add_item(style)
     pages = []
     for number, chapter in enumerate(chapters, start=1):
-        page = epub.EpubHtml(title=chapter.heading(), file_name=f"story-{number}.xhtml", lang="en")
+        page = epub.EpubHtml(
+            title=chapter.heading(),
+            file_name=f"story-{number}.xhtml",
+            lang=language_of(chapter.text),
+        )
         page.set_content(f"<html><body>{chapter_html(chapter)}</body></html>")
         page.add_item(style)
         book.add_item(page)
@@ -113,9 +134,9 @@ def as_epub(chapters: Sequence[Chapter], name: str = "golpo-kothok") -> bytes:
     book.spine = ["nav", *pages]
     book.add_item(epub.EpubNcx())
     book.add_item(epub.EpubNav())
-    content = io.BytesIO()
-    epub.write_epub(content, book)
-    return content.getvalue()
+    file = io.BytesIO()
+    epub.write_epub(file, book)
+    return file.getvalue()
 
 
 FORMATS = {  # ending → (how it is written, media type)
@@ -124,6 +145,19 @@ FORMATS = {  # ending → (how it is written, media type)
     "epub": (as_epub, "application/epub+zip"),
     "txt": (as_plain_text, "text/plain"),
 }
+
+
+def file_name(title: str) -> str:
+    """A title as the name of a file, without an ending: its letters, marks and digits.
+
+    Vowel signs of scripts such as Bengali are marks. Joiners, which nobody sees, are left out.
+    """
+    characters = [
+        character if unicodedata.category(character)[0] in "LMN" else " "
+        for character in title
+        if unicodedata.category(character) != "Cf"
+    ]
+    return "-".join("".join(characters).split())[:60].strip("-") or "story"
 
 
 def export_stories(chapters: Sequence[Chapter], kind: str) -> tuple[str, str, bytes]:
@@ -140,5 +174,4 @@ def export_stories(chapters: Sequence[Chapter], kind: str) -> tuple[str, str, by
     content = write(chapters)
     if isinstance(content, str):
         content = content.encode("utf-8", "replace")
-    words = re.sub(r"[^\w]+", "-", book_title(chapters)).strip("-")[:60]
-    return f"{words or 'story'}.{kind}", media_type, content
+    return f"{file_name(book_title(chapters))}.{kind}", media_type, content

@@ -3,9 +3,11 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
+import uuid
 import zipfile
 from html.parser import HTMLParser
 from xml.etree import ElementTree
@@ -195,6 +197,60 @@ def test_a_reader_library_opens_the_epub(tmp_path):
     book = epub.read_epub(path)
     assert book.title == "The <Mill> & 😀"
     assert any(b"A heading" in item.get_content() for item in book.get_items())
+
+
+def metadata(chapters, name):
+    """What an EPUB of the chapters says of itself."""
+    archive = zipfile.ZipFile(io.BytesIO(export_stories(chapters, "epub")[2]))
+    (path,) = [path for path in archive.namelist() if path.endswith(".opf")]
+    package = ElementTree.fromstring(archive.read(path))
+    return package.find(".//{http://purl.org/dc/elements/1.1/}" + name).text
+
+
+def test_each_book_has_an_identifier_of_its_own():
+    """A reader's library takes two books with one identifier for the same book."""
+    pytest.importorskip("ebooklib")
+    books = [[Chapter("A", "One.")], [Chapter("A", "Two.")], [Chapter("B", "One.")], CHAPTERS]
+    identifiers = [metadata(book, "identifier") for book in books]
+    assert len(set(identifiers)) == 4
+    assert all(uuid.UUID(identifier) for identifier in identifiers)
+    assert identifiers == [metadata(book, "identifier") for book in books]
+    assert uuid.UUID(metadata([Chapter("\ud800", "half a \udc00 pair")], "identifier"))
+
+
+BENGALI = Chapter("হারানো চাবি", "মিতা খেলছিল।\nসে চাবিটা পেল।")
+
+
+def test_a_book_says_in_which_language_it_is():
+    pytest.importorskip("ebooklib")
+    english = Chapter("The Key", "Mita found the key, চাবি.")
+    assert metadata([BENGALI], "language") == "bn"
+    assert metadata([english], "language") == "en"
+    assert metadata([Chapter("1", "2, 3!")], "language") == "en"
+    assert '<html lang="bn">' in as_html([BENGALI])
+    assert '<html lang="en">' in as_html([english])
+    archive = zipfile.ZipFile(io.BytesIO(export_stories([english, BENGALI], "epub")[2]))
+    languages = [
+        re.search(rb'\blang="(..)"', archive.read(f"EPUB/story-{number}.xhtml"))[1]
+        for number in (1, 2)
+    ]
+    assert languages == [b"en", b"bn"]
+
+
+@pytest.mark.parametrize(
+    ("title", "name"),
+    [
+        ("হারানো চাবি", "হারানো-চাবি.txt"),
+        ("Cafe\u0301: mu\u0308nu\u0308?", "Cafe\u0301-mu\u0308nu\u0308.txt"),
+        ("র\u200d্যাব ও সে", "র্যাব-ও-সে.txt"),
+        ("../../etc/passwd", "etc-passwd.txt"),
+        ("The 'Mill' – 2", "The-Mill-2.txt"),
+        ("?!", "story.txt"),
+        ("a" * 59 + " b", "a" * 59 + ".txt"),
+    ],
+)
+def test_the_name_of_a_file_keeps_the_letters_of_the_title(title, name):
+    assert export_stories([Chapter(title, "x")], "txt")[0] == name
 
 
 def test_a_missing_library_is_asked_for_by_name(monkeypatch):

@@ -163,7 +163,7 @@ async function copy() {
 }
 
 function download() {
-  const name = (split(story.text).heading || "story").replace(/[^\p{L}\p{M}\p{N}]+/gu, "-").replace(/^-|-$/g, "");
+  const name = (split(story.text).heading || "story").replace(/\p{Cf}/gu, "").replace(/[^\p{L}\p{M}\p{N}]+/gu, "-").replace(/^-|-$/g, "");
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([asText()], { type: "text/plain" }));
   link.download = `${(name || "story").slice(0, 60)}.txt`;
