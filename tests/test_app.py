@@ -33,6 +33,17 @@ OPENINGS = [  # (title, opening)
     ("", "Mia had a red ball.\n\nOne day"),
 ]
 TOKENS = 100
+# The storyteller as the page sees it: what it says is noted, and a test can speak in its place.
+SPY = """
+window.heard = [];
+window.Worker = class extends Worker {
+    constructor(...all) {
+        super(...all);
+        window.storyteller = this;
+        this.addEventListener("message", ({ data }) => window.heard.push(data));
+    }
+};
+"""
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
@@ -73,6 +84,7 @@ def page(browser, address):
     page.set_default_timeout(45_000)
     problems = []
     page.on("pageerror", lambda error: problems.append(str(error)))
+    page.add_init_script(SPY)
     page.goto(f"{address}/app/")
     page.wait_for_selector("#write:enabled")
     yield page
@@ -118,6 +130,71 @@ def test_the_page_writes_what_golpo_writes(page):
         assert told["tokens"] == ours, (title, opening)
         words = tokenizer.decode([t for t in told["tokens"] if t not in special_ids(tokenizer)])
         assert words.strip() in page.inner_text("#story"), "the page shows other words"
+
+
+def show(page, opening, text):
+    """The heading, the prose and the downloaded text of a story that the model might write."""
+    choose(page, title="", opening=opening, max_tokens=1000, temperature=0)
+    page.evaluate(
+        """([text]) => {
+            const post = storyteller.postMessage;
+            let run = 0;
+            storyteller.postMessage = (order) => (run = order.run);
+            document.getElementById("write").click();
+            storyteller.postMessage = post;
+            const answer = (data) =>
+                storyteller.dispatchEvent(new MessageEvent("message", { data }));
+            for (const piece of text) answer({ kind: "piece", run, text: piece, count: 1 });
+            answer({ kind: "done", run, text: "", reason: "end", tokens: [1], seconds: 1 });
+        }""",
+        [text],
+    )
+    with page.expect_download() as waiting:
+        page.click("#download")
+    downloaded = waiting.value.path().read_text(encoding="utf-8")
+    return page.text_content("#heading"), page.text_content("#prose"), downloaded
+
+
+FOX = "Once upon a time, a little fox"
+
+
+@pytest.mark.parametrize(
+    ("opening", "text", "heading", "prose"),
+    [
+        (FOX, " ran. <|title|>The Owl and a long story", "", " ran. The Owl and a long story"),
+        (FOX, " ran. <|title|>The Owl</|title|>\n\nIt slept.", "", " ran. The Owl\n\nIt slept."),
+        (FOX, " ran.</|title|> It slept.", "", " ran. It slept."),
+        (FOX, " ran. <|tit", "", " ran."),
+        ("", "\n<|title|>The Owl</|title|>\n\nIt slept.", "The Owl", "It slept."),
+        ("", "<|title|>The Owl</|title|>\n\nIt <|title|>s</|title|>.", "The Owl", "It s."),
+        ("", "<|title|>The Owl\n\nIt slept.\nThen it woke.", "The Owl", "It slept.\nThen it woke."),
+        ("", "<|title|>The Owl", "The Owl", ""),
+    ],
+)
+def test_only_what_comes_first_is_a_title(page, opening, text, heading, prose):
+    """And no word of the story is lost, whatever markers stand in it."""
+    shown = show(page, opening, text)
+    assert shown[:2] == (heading, opening + prose)
+    assert shown[2] == (f"{heading}\n\n" if heading else "") + f"{opening}{prose}\n"
+
+
+def test_each_stop_belongs_to_its_run(page):
+    """Write, Stop, Write, Stop, before the storyteller has read the first of them."""
+    choose(page, title="", opening=FOX, temperature=1, top_k=0, min_p=0, max_tokens=1000, seed=1)
+    page.evaluate(
+        """() => {
+            heard.length = 0;
+            const order = ["write", "stop", "write", "stop"];
+            for (const id of order) document.getElementById(id).click();
+        }"""
+    )
+    page.wait_for_function("heard.filter(({ kind }) => kind === 'done').length === 2")
+    answers = page.evaluate("heard")
+    done = [answer for answer in answers if answer["kind"] == "done"]
+    assert [answer["reason"] for answer in done] == ["stopped", "stopped"]
+    assert max(len(answer["tokens"]) for answer in done) <= 1
+    choose(page, max_tokens=20)
+    assert write(page)["count"] > 5
 
 
 def special_ids(tokenizer):

@@ -21,13 +21,15 @@ function complain(text) {
 
 const plain = (text) => [START, END, TITLE, TITLE_END].reduce((rest, marker) => rest.replaceAll(marker, ""), text);
 
-// A story's text → its title and its prose; while the title is being written there is no prose.
+// A story's text → its title and its prose. A title comes first, or it is none; without its end
+// marker it ends with its line. What may be the beginning of a marker waits.
 function split(text) {
-  const from = text.indexOf(TITLE);
-  const to = text.indexOf(TITLE_END);
-  if (from < 0 && to < 0) return { heading: "", prose: plain(text).trimStart() };
-  const heading = plain(text.slice(Math.max(from, 0), to < 0 ? undefined : to)).trim();
-  return { heading, prose: to < 0 ? "" : plain(text.slice(to + TITLE_END.length)).trimStart() };
+  const written = text.replace(/<(\/?(\|\w*\|?)?)?$/, "");
+  const from = written.indexOf(TITLE);
+  if (from < 0 || written.slice(0, from).trim()) return { heading: "", prose: plain(written).trimStart() };
+  const rest = written.slice(from + TITLE.length).trimStart();
+  const to = rest.includes(TITLE_END) ? rest.indexOf(TITLE_END) : rest.search(/\n|$/);
+  return { heading: plain(rest.slice(0, to)).trim(), prose: plain(rest.slice(to)).trimStart() };
 }
 
 function draw() {
@@ -98,7 +100,7 @@ function write() {
 // The page stops at once; the storyteller follows within a token.
 function stop() {
   if (!isWriting()) return;
-  worker.postMessage({ kind: "stop" });
+  worker.postMessage({ kind: "stop", run });
   run += 1;
   finish({ reason: "stopped", seconds: (performance.now() - story.began) / 1000 });
 }

@@ -1,7 +1,8 @@
 // The storyteller: a web worker that loads an ONNX model with its tokenizer and generates stories.
 //
 // From the page: {kind: "load", files: null | {name: File}},
-// {kind: "write", run, title, opening, temperature, topK, topP, minP, maxTokens, seed}, {kind: "stop"}.
+// {kind: "write", run, title, opening, temperature, topK, topP, minP, maxTokens, seed},
+// {kind: "stop", run}.
 // To the page: progress, ready, piece, done and error.
 
 import * as ort from "./vendor/ort.wasm.min.mjs";
@@ -15,7 +16,7 @@ const REMAKE = "make a folder for this page with: python docs/app/make_model.py 
 
 let teller = null; // {session, tokenizer, context, usable, bytes}
 let runtime = null; // a promise of the runtime's settings
-let stopped = false;
+let stopped = 0; // the last run that was stopped; those before it are over, too
 
 // ---- Loading ------------------------------------------------------------------------------------
 async function download(address, onBytes) {
@@ -235,12 +236,12 @@ async function write(order) {
       waiting = window;
       state.cache = null;
     }
-    const logits = await advance(state, waiting);
     await breathe();
-    if (stopped) {
+    if (order.run <= stopped) {
       reason = "stopped";
       break;
     }
+    const logits = await advance(state, waiting);
     const id = choose(logits, usable, order, number());
     if (ends.includes(id)) {
       reason = "end";
@@ -260,7 +261,7 @@ async function write(order) {
 let queue = Promise.resolve();
 onmessage = ({ data }) => {
   if (data.kind === "stop") {
-    stopped = true;
+    stopped = data.run;
     return;
   }
   queue = queue.then(async () => {
@@ -269,7 +270,6 @@ onmessage = ({ data }) => {
         teller = await (data.files ? loadFiles(data.files) : loadBundled());
         postMessage({ kind: "ready", name: teller.name, context: teller.context });
       } else {
-        stopped = false;
         await write(data);
       }
     } catch (error) {
