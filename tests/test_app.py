@@ -246,6 +246,7 @@ def test_no_half_character_is_shown(page):
 
 def test_a_file_that_is_no_storyteller_is_refused_in_a_sentence(page, tmp_path):
     """And the storyteller that was there before goes on."""
+    config = json.loads((MODEL / "config.json").read_text())
     cases = {
         "notes.txt": (b"hello", "There is no .onnx file in what you dropped, only notes.txt"),
         "model.onnx": (b"not a model", "There is no tokenizer.json beside model.onnx"),
@@ -258,9 +259,19 @@ def test_a_file_that_is_no_storyteller_is_refused_in_a_sentence(page, tmp_path):
         page.wait_for_function("document.getElementById('message').textContent")
         assert sentence in page.inner_text("#message")
     shutil.copy(MODEL / "tokenizer.json", folder)
-    page.set_input_files("#folder", folder)
-    page.wait_for_function("document.getElementById('message').textContent.includes('ONNX')")
-    assert "model.onnx is not a model that ONNX Runtime can read" in page.inner_text("#message")
+    for given, sentence in (
+        (None, "There is no config.json beside model.onnx; drop the whole folder."),
+        ({**config, "n_positions": None}, "config.json has no number n_positions"),
+        ({"model_type": "llama"}, "config.json has no number n_positions"),
+        ([], "config.json has no number n_positions"),
+        (config, "model.onnx is not a model that ONNX Runtime can read"),
+    ):
+        if given is not None:
+            (folder / "config.json").write_text(json.dumps(given))
+        page.set_input_files("#folder", folder)
+        page.wait_for_function(
+            "text => document.getElementById('message').textContent.includes(text)", arg=sentence
+        )
     choose(page, title="", opening="A dog", temperature=0, max_tokens=20)
     assert write(page)["count"] > 5
     assert page.inner_text("#message") == ""

@@ -64,10 +64,11 @@ async function loadFiles(files) {
     const found = names.length ? `, only ${names.slice(0, 3).join(", ")}` : "";
     throw new Error(`There is no .onnx file in what you dropped${found}; ${REMAKE}.`);
   }
-  if (!files["tokenizer.json"]) throw new Error(`There is no tokenizer.json beside ${model}; drop the whole folder.`);
+  for (const name of ["tokenizer.json", "config.json"]) {
+    if (!files[name]) throw new Error(`There is no ${name} beside ${model}; drop the whole folder.`);
+  }
   await prepareRuntime(() => {});
-  const config = files["config.json"] ? await files["config.json"].text() : "{}";
-  return open(await unpack(files[model]), await files["tokenizer.json"].text(), config, model);
+  return open(await unpack(files[model]), await files["tokenizer.json"].text(), await files["config.json"].text(), model);
 }
 
 function parse(text, name) {
@@ -80,7 +81,10 @@ function parse(text, name) {
 
 async function open(model, tokenizerText, configText, name) {
   const tokenizerJson = parse(tokenizerText, "tokenizer.json");
-  const config = parse(configText, "config.json");
+  const { n_positions: context, n_head: heads, n_embd: width } = parse(configText, "config.json") ?? {};
+  for (const [key, value] of Object.entries({ n_positions: context, n_head: heads, n_embd: width })) {
+    if (!Number.isInteger(value) || value < 1) throw new Error(`config.json has no number ${key}, as GPT-2's has; ${REMAKE}.`);
+  }
   let tokenizer;
   try {
     tokenizer = new Tokenizer(tokenizerJson, {});
@@ -99,10 +103,10 @@ async function open(model, tokenizerText, configText, name) {
     session,
     tokenizer,
     name,
-    context: config.n_positions ?? config.n_ctx ?? 512,
+    context,
     layers: session.inputNames.filter((input) => input.endsWith(".key")).length,
-    heads: config.n_head ?? 6,
-    width: (config.n_embd ?? 384) / (config.n_head ?? 6),
+    heads,
+    width: width / heads,
     usable: tokenizer.get_vocab().size,
   };
   const probe = { teller: next, cache: null, length: 0 };
