@@ -13,7 +13,15 @@ import torch
 from golpo.export_onnx import export_onnx
 from golpo.inference import load_storyteller
 from golpo.paths import PROJECT_DIR
-from golpo_utils import END, generate, story_opening
+from golpo_utils import (
+    END,
+    GPTModel,
+    encode,
+    generate,
+    get_tokenizer,
+    story_opening,
+    stream_story,
+)
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright for Python is missing")
 CHROMIUM = shutil.which("chromium")
@@ -295,6 +303,75 @@ def test_a_folder_of_golpo_export_is_loaded(page, tmp_path):
     page.set_input_files("#folder", tmp_path)
     page.wait_for_function("document.getElementById('status').textContent.includes('model.onnx')")
     choose(page, title="The Bee", opening="", temperature=0, max_tokens=20)
+    assert write(page)["count"] > 0
+
+
+def model_that_knows(tokenizer, opening, words):
+    """A small model that writes `words` after `opening` when it is greedy."""
+    torch.manual_seed(0)
+    config = {"vocab_size": tokenizer.n_vocab, "context_length": 128, "emb_dim": 16, "n_heads": 2}
+    model = GPTModel({**config, "n_layers": 1, "drop_rate": 0.0, "qkv_bias": False})
+    ids = torch.tensor([opening + encode(words, tokenizer)])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(150):
+        logits = model(ids[:, :-1])[0, len(opening) - 1 :]
+        loss = torch.nn.functional.cross_entropy(logits, ids[0, len(opening) :])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+@pytest.mark.parametrize("title", ["", "The Mill"])
+def test_a_vocabulary_without_markers_has_them_as_text(page, tmp_path, title):
+    """The original program's, of 50257 tokens: a story begins and ends as it does in Python."""
+    pytest.importorskip("onnxscript", reason="onnxscript is missing")
+    tokenizer = get_tokenizer(50257)
+    opening = story_opening(tokenizer, "Once upon", title)
+    words = " a <|time there was |> a cat.<|end|> Nobody sees"
+    model = model_that_knows(tokenizer, opening, words)
+    shown = list(stream_story(model, tokenizer, "Once upon", title=title, temperature=0))
+    assert "".join(shown) == words.partition(END)[0]
+    export_onnx(model, tokenizer, tmp_path)
+    page.set_input_files("#folder", tmp_path)
+    page.wait_for_function("document.getElementById('status').textContent.includes('model.onnx')")
+    choose(page, title=title, opening="Once upon", temperature=0, max_tokens=400)
+    page.evaluate("heard.length = 0")
+    told = write(page)
+    assert told["reason"] == "end"
+    ours = generate(model, torch.tensor([opening]), len(told["tokens"]), 128)
+    assert told["tokens"] == ours[0, len(opening) :].tolist()
+    assert END not in tokenizer.decode(told["tokens"][:-1])
+    pieces = page.evaluate("heard.map(({ text }) => text)")
+    assert "".join(pieces) == "".join(shown)
+    assert page.text_content("#prose") == "Once upon" + "".join(shown)
+    assert page.text_content("#heading") == title
+    page.evaluate("document.getElementById('bundled').click()")
+    page.wait_for_function("document.getElementById('status').textContent.includes('bundled')")
+
+
+def drop(page, selector, kind):
+    """Drop text or a file on an element → whether the page leaves it to the browser."""
+    return page.evaluate(
+        """([selector, kind]) => ["dragover", "drop"].map((type) => {
+            const dataTransfer = new DataTransfer();
+            if (kind === "text") dataTransfer.setData("text/plain", "a word");
+            else dataTransfer.items.add(new File(["hello"], "notes.txt"));
+            const event = new DragEvent(type, { dataTransfer, bubbles: true, cancelable: true });
+            return document.querySelector(selector).dispatchEvent(event);
+        })""",
+        [selector, kind],
+    )
+
+
+def test_only_files_that_are_dropped_are_the_page_s_business(page):
+    """Text that is dragged into a field is the browser's."""
+    assert drop(page, "#opening", "text") == [True, True]
+    assert "dropping" not in (page.get_attribute("body", "class") or "")
+    assert drop(page, "#opening", "file") == [False, False]
+    page.wait_for_function("document.getElementById('message').textContent.includes('.onnx')")
+    choose(page, title="", opening="A dog", temperature=0, max_tokens=20)
+    page.wait_for_selector("#write:enabled")
     assert write(page)["count"] > 0
 
 

@@ -190,15 +190,20 @@ async function droppedFiles(items) {
   return files;
 }
 
+// Text that is dragged into a field is the browser's own business.
+const bringsFiles = (event) => event.dataTransfer.types.includes("Files");
+
 addEventListener("dragover", (event) => {
+  if (!bringsFiles(event)) return;
   event.preventDefault();
   document.body.classList.add("dropping");
 });
 addEventListener("dragleave", () => document.body.classList.remove("dropping"));
 addEventListener("drop", async (event) => {
+  if (!bringsFiles(event)) return;
   event.preventDefault();
   document.body.classList.remove("dropping");
-  if (event.dataTransfer.files.length) load(await droppedFiles(event.dataTransfer.items));
+  load(await droppedFiles(event.dataTransfer.items));
 });
 $("folder").onchange = ({ target }) => {
   if (target.files.length) load(Object.fromEntries([...target.files].map((file) => [file.name, file])));

@@ -142,13 +142,12 @@ function storyOpening(tokenizer, title, opening) {
   const encode = (text) => (text ? tokenizer.encode(text, { add_special_tokens: false }).ids : []);
   const marker = (text) => {
     const id = tokenizer.token_to_id(text);
-    return id === undefined ? [] : [id];
+    return id === undefined ? encode(text) : [id]; // GPT-2's own vocabulary has no markers
   };
   const words = withoutMarkers(opening).replace(/\n+$/, "");
   const lineBreak = encode("\n");
   const name = withoutMarkers(title).trim();
   let ids = marker(START);
-  if (!ids.length) ids = marker("<|endoftext|>");
   if (name || words) ids = ids.concat(lineBreak);
   if (name) ids = ids.concat(marker(TITLE), encode(name), marker(TITLE_END), lineBreak, lineBreak);
   return ids.concat(encode(words));
@@ -222,6 +221,15 @@ const breathe = () => new Promise((done) => {
   channel.port2.postMessage(0);
 });
 
+// Where a story's text ends: [the text that can be shown, the text that may begin <|end|>, whether
+// <|end|> came]. In a vocabulary without markers it is several tokens.
+function splitAtEnd(text) {
+  if (text.includes(END)) return [text.slice(0, text.indexOf(END)), "", true];
+  let held = Math.min(text.length, END.length - 1);
+  while (!END.startsWith(text.slice(text.length - held))) held--;
+  return [text.slice(0, text.length - held), text.slice(text.length - held), false];
+}
+
 async function write(order) {
   const { tokenizer, context, usable } = teller;
   const decoder = new TextDecoder(); // holds back half a character
@@ -231,6 +239,7 @@ async function write(order) {
   let window = storyOpening(tokenizer, order.title, order.opening);
   let waiting = window;
   let reason = "limit";
+  let held = ""; // may be the beginning of <|end|>
   const tokens = [];
   const began = performance.now();
   while (tokens.length < order.maxTokens) {
@@ -254,11 +263,16 @@ async function write(order) {
     tokens.push(id);
     window = window.concat(id);
     waiting = [id];
-    const text = decoder.decode(bytesOf(tokenizer, id), { stream: true });
+    const [text, rest, ended] = splitAtEnd(held + decoder.decode(bytesOf(tokenizer, id), { stream: true }));
+    held = rest;
     postMessage({ kind: "piece", run: order.run, text, count: tokens.length });
+    if (ended) {
+      reason = "end";
+      break;
+    }
   }
   const seconds = (performance.now() - began) / 1000;
-  postMessage({ kind: "done", run: order.run, text: decoder.decode(), reason, tokens, seconds });
+  postMessage({ kind: "done", run: order.run, text: held + decoder.decode(), reason, tokens, seconds });
 }
 
 // Orders are carried out one after another; Stop does not wait.
