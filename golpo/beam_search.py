@@ -104,12 +104,9 @@ def reorder_caches(decoder: Decoder, parents: Tensor) -> None:
     """Let row i of the decoder's caches continue row parents[i], in the same memory."""
     if torch.equal(parents, torch.arange(len(parents), device=parents.device)):
         return
-    static = getattr(decoder, "step", None)  # on a GPU: golpo/static_decoding.py
-    caches = decoder.caches if static is None else static.caches
-    length = caches[0].length if static is None else decoder.length
-    for cache in caches:
-        cache.keys[:, :, :length] = cache.keys[parents, :, :length]
-        cache.values[:, :, :length] = cache.values[parents, :, :length]
+    for cache in decoder.caches:
+        cache.keys[:, :, : cache.length] = cache.keys[parents, :, : cache.length]
+        cache.values[:, :, : cache.length] = cache.values[parents, :, : cache.length]
 
 
 def beam_search(

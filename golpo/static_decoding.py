@@ -87,11 +87,14 @@ class StaticStep:
         for static, cache in zip(self.caches, caches, strict=True):
             static.keys[:, :, :past] = cache.keys[:, :, :past]
             static.values[:, :, :past] = cache.values[:, :, :past]
+            static.length = past
 
-    def run(self, tokens: Tensor, position: int) -> Tensor:
-        """Logits (b, v) after tokens (b, 1) at `position`. The next call overwrites them."""
+    def run(self, tokens: Tensor) -> Tensor:
+        """Logits (b, v) after tokens (b, 1), which follow. The next call overwrites them."""
         self.tokens.copy_(tokens)
-        self.position.fill_(position)
+        self.position.fill_(self.caches[0].length)
+        for cache in self.caches:
+            cache.length += 1
         if self.graph is None:
             return self.compute()
         self.graph.replay()
@@ -135,11 +138,8 @@ class StaticDecoder(Decoder):
             self.step = self.steps.take(self.caches)
             weakref.finalize(self, self.steps.give_back, self.step)
         self.step.fill(self.caches)
-        self.length = self.caches[0].length
-        del self.caches
+        self.caches = self.step.caches
         return logits
 
     def advance(self, tokens: Tensor) -> Tensor:
-        logits = self.step.run(tokens, self.length)
-        self.length += 1
-        return logits
+        return self.step.run(tokens)
