@@ -181,6 +181,15 @@ def verify_checkpoint(path: str | Path) -> dict:
     raise CheckpointError(f"{problem}: it or its manifest is damaged or cut short")
 
 
+def list_checkpoints(folder: str | Path, names: tuple[str, ...] = (BEST, *SLOTS)) -> list[Path]:
+    """The files of these names in `folder`, good or damaged, and Drive's copies of them.
+
+    Raises OSError if the folder cannot be read.
+    """
+    paths = [path for path in list_folder(folder) if original_name(path) in names]
+    return [path for path in paths if not path.is_dir()]
+
+
 def newest_checkpoint(
     folder: str | Path, which: str = "newest", staging: str | Path | None = None
 ) -> tuple[Path, dict] | None:
@@ -236,9 +245,7 @@ def verify_files(
     """What `verify_folder` returns. Raises OSError if the folder cannot be listed."""
     good = []
     problems = []
-    for path in list_folder(folder):
-        if original_name(path) not in names or path.is_dir():
-            continue
+    for path in list_checkpoints(folder, names):
         try:
             good.append((path, verify_checkpoint(path)))
         except CheckpointError as error:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from golpo.checkpoint import BEST, SLOTS, original_name, save_checkpoint
+from golpo.checkpoint import BEST, SLOTS, list_checkpoints, original_name, save_checkpoint
 from golpo.console import print_safely
 from golpo.errors import CheckpointError
-from golpo.files import list_folder, make_folder, move_folder_aside
+from golpo.files import make_folder, move_folder_aside, try_to_write
 from golpo.remote_copy import RemoteCopy
 from golpo.watchdog import watched
 from golpo_utils import GPTModel
@@ -91,13 +91,12 @@ class CheckpointManager:
         """Raise OSError unless `folder` can be written and has `needed` bytes for checkpoints."""
         try:
             make_folder(folder)
-            move_folder_aside(folder / ".probe")
-            (folder / ".probe").write_bytes(b"golpo")
+            try_to_write(folder)
         except OSError as error:
             reason = f"{error.strerror}; choose another checkpoint_dir"
             raise OSError(error.errno, reason, str(folder)) from None
-        ours = [path for path in list_folder(folder) if original_name(path) in (BEST, *SLOTS)]
-        free = shutil.disk_usage(folder).free + sum(size_of(path) for path in ours)
+        ours = sum(size_of(path) for path in list_checkpoints(folder))
+        free = shutil.disk_usage(folder).free + ours
         if free < needed:
             raise OSError(
                 errno.ENOSPC,

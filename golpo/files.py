@@ -87,6 +87,13 @@ def move_folder_aside(path: Path) -> None:
     )
 
 
+def try_to_write(folder: Path) -> None:
+    """Write a small file into `folder`. Raises OSError if the disk refuses."""
+    probe = folder / ".probe"
+    move_folder_aside(probe)
+    probe.write_bytes(b"golpo")
+
+
 def write_to_disk(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Let `write` fill the file at `path`, and wait until it is on the disk."""
     move_folder_aside(path)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from golpo.checkpoint import BEST, SLOTS, newest_checkpoint, original_name, read_checkpoint
+from golpo.checkpoint import SLOTS, list_checkpoints, newest_checkpoint, read_checkpoint
 from golpo.console import print_safely
 from golpo.download import fetch_corpus
-from golpo.files import list_folder, make_folder, replace_file
+from golpo.files import make_folder, replace_file
 from golpo.finetuning import preset_for_adapter, settings_to_start
 from golpo.legacy import upgrade_settings
 from golpo.manifest import manifest_path, read_manifest
@@ -63,9 +63,7 @@ def has_checkpoint(checkpoint_dir: str | Path, staging_dir: str | Path | None = 
     Raises OSError if a folder cannot be read.
     """
     places = filter(None, (checkpoint_dir, staging_dir))
-    files = [path for place in places for path in watched(place, partial(list_folder, place))]
-    names = map(original_name, files)
-    return not {*SLOTS, BEST}.isdisjoint(names)
+    return any(watched(place, partial(list_checkpoints, place)) for place in places)
 
 
 def find_saved_settings(settings: dict) -> dict | None:
@@ -88,7 +86,7 @@ def find_saved_settings(settings: dict) -> dict | None:
 
 def read_manifests(folder: str | Path) -> list[dict]:
     """The manifests of the slots in `folder`; empty for a damaged one. Raises OSError."""
-    paths = [path for path in list_folder(folder) if original_name(path) in SLOTS]
+    paths = list_checkpoints(folder, SLOTS)
     return [read_manifest(manifest_path(path)) or {} for path in paths]
 
 

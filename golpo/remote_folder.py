@@ -6,7 +6,13 @@ import os
 import threading
 from pathlib import Path
 
-from golpo.files import is_unmounted, make_folder, move_folder_aside, not_mounted
+from golpo.files import (
+    is_unmounted,
+    make_folder,
+    move_folder_aside,
+    not_mounted,
+    try_to_write,
+)
 
 RECORD = ".remote"  # in the local folder: what is known about the remote one
 
@@ -72,8 +78,7 @@ class RemoteFolder:
 
         def write():
             try:
-                move_folder_aside(self.path / ".probe")
-                (self.path / ".probe").write_bytes(b"golpo")
+                try_to_write(self.path)
             except OSError as error:
                 errors.append(error)
             done.set()

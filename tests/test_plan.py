@@ -95,7 +95,6 @@ def test_a_folder_that_cannot_be_read_is_named(given, form, monkeypatch):
     def unreadable(folder):
         raise PermissionError(13, "Permission denied", str(folder))
 
-    monkeypatch.setattr(plan, "list_folder", unreadable)
     monkeypatch.setattr(checkpoint, "list_folder", unreadable)
     with pytest.raises(CheckpointError, match="cannot be read"):
         plan_training(False, "auto", **form)
@@ -105,6 +104,8 @@ def test_a_checkpoint_is_found_in_both_folders_and_by_drives_names(tmp_path):
     assert not has_checkpoint(tmp_path / "nowhere", None)
     (tmp_path / "notes.txt").write_text("none")
     assert not has_checkpoint(tmp_path, tmp_path / "nowhere")
+    (tmp_path / "checkpoint_a.pt").mkdir()  # no checkpoint: a save moves it aside
+    assert not has_checkpoint(tmp_path)
     (tmp_path / "checkpoint_a (1).pt").write_bytes(b"")
     assert has_checkpoint(tmp_path)
     assert has_checkpoint(tmp_path / "nowhere", tmp_path)
