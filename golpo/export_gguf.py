@@ -8,7 +8,7 @@ import tiktoken
 import torch
 from torch import Tensor
 
-from golpo.files import make_folder
+from golpo.files import as_path, write_together
 from golpo.hf_tokenizer import begin_end_pad, merge_rules, special_tokens, token_pieces
 from golpo.huggingface import check_widths
 from golpo.packages import import_optional
@@ -47,19 +47,22 @@ def export_gguf(
         raise ValueError(f"precision is {precision!r}; it must be 'f32', 'f16' or 'q8_0'")
     gguf = import_optional("gguf", "the GGUF format")
     check_widths(model)
-    path = Path(path)
-    make_folder(path.parent)
-    writer = gguf.GGUFWriter(path, "gpt2")
-    write_sizes(writer, model, path.stem, getattr(gguf.LlamaFileType, FILE_TYPES[precision]))
-    write_vocabulary(writer, gguf, tokenizer, model.config["vocab_size"])
-    for name, tensor in gguf_weights(model).items():
-        kind = pick_kind(gguf, name, tensor, precision)
-        values = gguf.quants.quantize(tensor.float().numpy(), kind)
-        writer.add_tensor(name, values, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    path = as_path("the export's file", path)
+    with write_together(path.parent) as new:
+        writer = gguf.GGUFWriter(new / path.name, "gpt2")
+        file_type = getattr(gguf.LlamaFileType, FILE_TYPES[precision])
+        write_sizes(writer, model, path.stem, file_type)
+        write_vocabulary(writer, gguf, tokenizer, model.config["vocab_size"])
+        for name, tensor in gguf_weights(model).items():
+            kind = pick_kind(gguf, name, tensor, precision)
+            values = gguf.quants.quantize(tensor.float().numpy(), kind)
+            writer.add_tensor(name, values, raw_dtype=kind)
+        try:
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+        finally:
+            writer.close()
 
 
 FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}

@@ -7,7 +7,7 @@ import tiktoken
 import torch
 from torch import Tensor
 
-from golpo.files import as_path, make_folder, write_text
+from golpo.files import as_path, write_text, write_together
 from golpo.hf_config import fold_attention_scale, read_config
 from golpo.hf_tokenizer import begin_end_pad, special_tokens, write_tokenizer
 from golpo.hf_weights import name_weights, read_weights_file
@@ -162,21 +162,21 @@ def export_hf(
     config = check_widths(model)
     check_merged(model)
     folder = as_path("the export's folder", folder)
-    make_folder(folder)
     weights = gpt2_weights(model, dtype)
-    try:
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise OSError(f"the weights were not written to {str(folder)!r} ({error})") from None
     specials = special_tokens(tokenizer)
     files = {
         "config.json": gpt2_config(model, specials, about or {}),
         "generation_config.json": generation_config(config, specials),
     }
-    for name, content in files.items():
-        text = json.dumps(content, indent=1, ensure_ascii=False)
-        write_text(folder / name, text)
-    write_tokenizer(tokenizer, folder, config["context_length"])
+    with write_together(folder) as new:
+        try:
+            save_file(weights, new / "model.safetensors", metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(f"the weights were not written to {str(folder)!r} ({error})") from None
+        for name, content in files.items():
+            text = json.dumps(content, indent=1, ensure_ascii=False)
+            write_text(new / name, text)
+        write_tokenizer(tokenizer, new, config["context_length"])
     write_model_card(folder, model, specials, about or {}, language=language, license=license)
 
 

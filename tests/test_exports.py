@@ -1,6 +1,7 @@
 """Exports in the hands of their real clients: the same ids, the same logits, the same stories."""
 
 import copy
+import errno
 import itertools
 import json
 import os
@@ -50,12 +51,16 @@ def make_tokenizer(kind: str):
     return get_tokenizer({"cut": 4096, "whole": 50261}[kind])
 
 
-@pytest.fixture(params=["own", "cut"], scope="module")
-def storyteller(request):
+def make_storyteller(kind: str):
     """A small model with random weights and clearly different logits, and its tokenizer."""
-    tokenizer = make_tokenizer(request.param)
+    tokenizer = make_tokenizer(kind)
     torch.manual_seed(3)
     return GPTModel({**CONFIG, "vocab_size": tokenizer.n_vocab}).eval(), tokenizer
+
+
+@pytest.fixture(params=["own", "cut"], scope="module")
+def storyteller(request):
+    return make_storyteller(request.param)
 
 
 def until_end(ids: list[int], tokenizer) -> list[int]:
@@ -159,6 +164,77 @@ def test_ctranslate2_generates_what_we_do(tmp_path, storyteller, precision):
         options = {"max_length": 40, "sampling_topk": 1, "include_prompt_in_result": False}
         result = theirs.generate_batch([tokens], **options)[0]
         assert result.sequences_ids[0] == greedy(model, tokenizer, prompt, 40), prompt
+
+
+PACKAGES = {"hf": "safetensors", "gguf": "gguf", "ctranslate2": "ctranslate2", "onnx": "onnxscript"}
+
+
+@pytest.mark.parametrize("format", ["hf", "ctranslate2", "onnx"])
+def test_an_export_leaves_the_other_files_of_its_folder_alone(tmp_path, format):
+    pytest.importorskip(PACKAGES[format])
+    storyteller = make_storyteller("cut")
+    folder = tmp_path / "mine"
+    (folder / "drafts").mkdir(parents=True)
+    own = [folder / "thesis.docx", folder / "drafts" / "one.txt"]
+    for file in own:
+        file.write_text("years of work")
+    for _ in range(2):  # into a new folder, and over an earlier export
+        export(*storyteller, str(folder), format)
+        assert [file.read_text() for file in own] == ["years of work"] * 2
+        assert len(list(folder.iterdir())) > len(own)
+        assert not [file for file in folder.iterdir() if file.name.startswith(".")]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+
+
+def break_hf(monkeypatch):
+    monkeypatch.setattr("golpo.huggingface.write_tokenizer", raise_no_space)
+
+
+def break_gguf(monkeypatch):
+    import gguf
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_tensors_to_file", raise_no_space)
+
+
+def break_ctranslate2(monkeypatch):
+    from ctranslate2.converters import TransformersConverter
+
+    convert = TransformersConverter.convert
+
+    def convert_and_fail(*arguments, **options):
+        convert(*arguments, **options)
+        raise_no_space()
+
+    monkeypatch.setattr(TransformersConverter, "convert", convert_and_fail)
+
+
+def break_onnx(monkeypatch):
+    monkeypatch.setattr(torch.onnx, "export", raise_no_space)
+
+
+def raise_no_space(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+BREAKS = {"hf": break_hf, "gguf": break_gguf, "ctranslate2": break_ctranslate2, "onnx": break_onnx}
+
+
+@pytest.mark.parametrize("format", BREAKS)
+def test_an_export_that_fails_half_way_leaves_the_earlier_one_whole(tmp_path, monkeypatch, format):
+    pytest.importorskip(PACKAGES[format])
+    model, tokenizer = make_storyteller("cut")
+    output = str(tmp_path / ("mine" if format != "gguf" else "mine.gguf"))
+    export(model, tokenizer, output, format)
+    before = contents(tmp_path)
+    other = GPTModel({**model.config, "n_layers": 1})
+    BREAKS[format](monkeypatch)
+    with pytest.raises(OSError, match="No space"):
+        export(other, tokenizer, output, format)
+    assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize(
