@@ -1,6 +1,5 @@
 """A tokenizer that lies beside a model in Hugging Face's format: read right, or refused."""
 
-import hashlib
 import json
 from itertools import pairwise
 from pathlib import Path
@@ -9,17 +8,13 @@ from typing import Any, NamedTuple
 import tiktoken
 
 from golpo.errors import CheckpointError
-from golpo.hf_tokenizer import (
-    OWN_TOKENIZER,
-    FolderTokenizer,
-    byte_ranks,
-    special_tokens,
-)
+from golpo.hf_tokenizer import OWN_TOKENIZER, byte_ranks, special_tokens
 from golpo.tokenizer import (
     BYTES,
     FIRST_PATTERN,
     PATTERN,
     SPECIAL_TOKENS,
+    FolderTokenizer,
     letters_to_bytes,
     load_tokenizer,
     make_encoding,
@@ -165,6 +160,8 @@ def sort_tokens(
 
 def find_equal(files: TokenizerFiles, base: tiktoken.Encoding | None) -> tiktoken.Encoding | None:
     """Our own tokenizer with these tokens, and what was added to it; None if there is none."""
+    from tiktoken_ext.openai_public import r50k_pat_str
+
     candidates = [base] if base is not None else []
     size = len(files.ranks) + 1  # GPT-2 alone: its tokens and <|endoftext|>
     if size == GPT2_VOCAB_SIZE:
@@ -175,20 +172,21 @@ def find_equal(files: TokenizerFiles, base: tiktoken.Encoding | None) -> tiktoke
         tokens = sorted(files.ranks, key=files.ranks.get)[BYTES:]
         candidates.append(make_encoding(files.pattern, tokens))
     for candidate in candidates:
+        pattern = getattr(candidate, "pattern", r50k_pat_str)
+        if candidate is not base and pattern != files.pattern:
+            continue
         specials = special_tokens(candidate)
         if specials.items() <= files.specials.items() and byte_ranks(candidate) == files.ranks:
             if specials == files.specials:
                 return candidate
-            added = len(files.specials) - len(specials)
-            return FolderTokenizer(f"folder-{candidate.name}+{added}", *files)
+            return FolderTokenizer(pattern, files.ranks, files.specials)
     return None
 
 
 def make_foreign(files: TokenizerFiles, folder: Path) -> FolderTokenizer:
     """A tokenizer that is not ours, compared with the library tokenizers on a sample of text."""
-    digest = hashlib.sha256(repr(sorted(files.ranks.items())).encode()).hexdigest()[:12]
     try:
-        tokenizer = FolderTokenizer(f"folder-{digest}", *files)
+        tokenizer = FolderTokenizer(*files)
     except ValueError:
         raise refusal(folder, "its pattern", "is not understood") from None
     texts = [SAMPLE, *(SAMPLE[i : i + 40] for i in range(0, len(SAMPLE), 7))]
