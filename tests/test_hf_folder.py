@@ -9,11 +9,18 @@ import torch
 import transformers
 from helpers import write_stories
 from safetensors.torch import load_file, save_file
-from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer, SentencePieceBPETokenizer
+from tokenizers import (
+    AddedToken,
+    BertWordPieceTokenizer,
+    ByteLevelBPETokenizer,
+    SentencePieceBPETokenizer,
+    Tokenizer,
+)
 
 from golpo.checkpoint import save_checkpoint
 from golpo.corpus import load_corpus
 from golpo.errors import CheckpointError
+from golpo.hf_tokenizer import write_tokenizer
 from golpo.huggingface import export_hf, load_gpt2_weights
 from golpo.inference import load_storyteller
 from golpo.paths import DEFAULT_CORPUS
@@ -66,6 +73,8 @@ def make_export(folder, **changes) -> GPTModel:
 
 
 def assert_same_logits(folder, theirs) -> None:
+    if not (folder / "tokenizer.json").exists():
+        write_tokenizer(get_tokenizer(theirs.config.vocab_size), folder, 24)
     ours, _, _ = load_storyteller(folder)
     ids = torch.randint(0, theirs.config.vocab_size, (2, 24))
     torch.testing.assert_close(ours(ids), theirs(ids).logits.float(), rtol=0, atol=1e-4)
@@ -346,6 +355,72 @@ def test_a_folder_with_a_tokenizer_of_another_kind_is_refused(tmp_path, kind):
     make_theirs().save_pretrained(tmp_path)
     theirs.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(CheckpointError, match="the tokenizer in .* cannot be used: '(type|norm)"):
+        load_storyteller(tmp_path)
+
+
+def add_and_save(folder, token: str, special: bool, file: str) -> None:
+    """A foreign folder to whose tokenizer `token` is added, in tokenizer.json or in older files."""
+    make_foreign(folder, write_stories(folder.parent / "stories.txt"))
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    added = AddedToken(token, special=special, normalized=not special)
+    tokenizer.add_special_tokens([added]) if special else tokenizer.add_tokens([added])
+    if file == "tokenizer.json":
+        tokenizer.save(str(folder / file))
+    else:
+        (folder / "tokenizer.json").unlink()
+        tokenizer.model.save(str(folder))
+        number = tokenizer.token_to_id(token)
+        if file == "added_tokens.json":
+            (folder / file).write_text(json.dumps({token: number}))
+            named = {"pad_token": {"content": token}} if special else {}
+            (folder / "special_tokens_map.json").write_text(json.dumps(named))
+        else:
+            decoder = {str(number): {"content": token, "special": special}}
+            (folder / file).write_text(json.dumps({"added_tokens_decoder": decoder}))
+    make_theirs(vocab_size=tokenizer.get_vocab_size()).save_pretrained(folder)
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json", "added_tokens.json"])
+def test_added_words_are_refused_and_added_special_tokens_are_read(tmp_path, file):
+    """Other programs find an added word in any text, whatever the merges say."""
+    (tmp_path / "word").mkdir()
+    add_and_save(tmp_path / "word", "owl", False, file)
+    with pytest.raises(CheckpointError, match="the added token 'owl' is not special"):
+        load_storyteller(tmp_path / "word")
+    for name, token, special in (("pad", "<|fill|>", True), ("marker", START, False)):
+        (tmp_path / name).mkdir()
+        add_and_save(tmp_path / name, token, special, file)
+        _, tokenizer, _ = load_storyteller(tmp_path / name)
+        assert tokenizer.encode(token, allowed_special="all") == [tokenizer.n_vocab - 1]
+
+
+def test_a_tokenizer_that_cuts_and_fills_up_texts_for_batches_is_read(tmp_path):
+    make_foreign(tmp_path, write_stories(tmp_path / "stories.txt"))
+    file = str(tmp_path / "tokenizer.json")
+    theirs = Tokenizer.from_file(file)
+    expected = [theirs.encode(text).ids for text in TEXTS]
+    theirs.enable_truncation(4)
+    theirs.enable_padding(length=64)
+    theirs.save(file)
+    _, tokenizer, _ = load_storyteller(tmp_path)
+    assert [encode(text, tokenizer) for text in TEXTS] == expected
+
+
+def test_without_tokenizer_files_only_gpt2s_sizes_are_taken_for_gpt2(tmp_path):
+    make_theirs(vocab_size=50257).save_pretrained(tmp_path / "gpt2")
+    _, tokenizer, _ = load_storyteller(tmp_path / "gpt2")
+    assert tokenizer.name == get_tokenizer(50257).name
+    make_theirs(vocab_size=401).save_pretrained(tmp_path / "unknown")
+    with pytest.raises(CheckpointError, match="unknown.* 401 .*tokenizer.json"):
+        load_storyteller(tmp_path / "unknown")
+
+
+@pytest.mark.parametrize("text", ["{}", "not JSON", "[" * 100_000])
+def test_a_damaged_file_of_a_learned_tokenizer_is_a_checkpoint_error(tmp_path, text):
+    learned = train_tokenizer([DEFAULT_CORPUS.read_text(encoding="utf-8")[:20_000]], 300)
+    export_hf(GPTModel(CONFIG), learned, tmp_path)
+    (tmp_path / "golpo_tokenizer.json").write_text(text)
+    with pytest.raises(CheckpointError, match="golpo_tokenizer.json"):
         load_storyteller(tmp_path)
 
 
