@@ -9,7 +9,7 @@ from typing import Literal
 import tiktoken
 
 from golpo.files import as_path, write_together
-from golpo.huggingface import export_hf
+from golpo.huggingface import check_exportable, export_hf
 from golpo.packages import import_optional
 from golpo_utils import GPTModel
 
@@ -25,11 +25,12 @@ def export_ctranslate2(
 ) -> None:
     """Write `folder` for ctranslate2.Generator, with tokenizer.json beside the weights.
 
-    Raises MissingPackageError without ctranslate2 and transformers, and ValueError for another
-    precision or widths that GPT-2 cannot have.
+    Raises MissingPackageError without ctranslate2 and transformers, ValueError for another
+    precision, and what `check_exportable` raises.
     """
     if precision not in ("int8", "float32"):
         raise ValueError(f"precision is {precision!r}; it must be 'int8' or 'float32'")
+    check_exportable(model, tokenizer)
     import_optional("transformers", "the CTranslate2 format")
     converters = import_optional("ctranslate2.converters", "the CTranslate2 format")
     folder = as_path("the export's folder", folder)

@@ -152,15 +152,12 @@ def export_hf(
 
     dtype: of the weights in the file. about: facts to store with them, as `public_facts` gives
     them. language and license: for the model card. `load_storyteller` reads the folder. Raises
-    ValueError for widths of queries or values that GPT-2 cannot have.
+    what `check_exportable` raises.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    check_kind("the model", model, GPTModel, "a GPTModel")
-    check_kind("the tokenizer", tokenizer, tiktoken.Encoding, "what get_tokenizer returns")
-    config = check_widths(model)
-    check_merged(model)
+    config = check_exportable(model, tokenizer)
     folder = as_path("the export's folder", folder)
     weights = gpt2_weights(model, dtype)
     specials = special_tokens(tokenizer)
@@ -180,8 +177,19 @@ def export_hf(
     write_model_card(folder, model, specials, about or {}, language=language, license=license)
 
 
-def check_widths(model: GPTModel) -> dict:
-    """The model's full config; raise ValueError if GPT-2 cannot have its widths."""
+def check_exportable(model: GPTModel, tokenizer: tiktoken.Encoding) -> dict:
+    """The model's full config, if the formats can hold the model.
+
+    Raises ValueError for an adapter, 8-bit weights, and widths that GPT-2 cannot have.
+    """
+    check_kind("the model", model, GPTModel, "a GPTModel")
+    check_kind("the tokenizer", tokenizer, tiktoken.Encoding, "what get_tokenizer returns")
+    check_merged(model)
+    if not hasattr(model.out_head, "weight"):
+        raise ValueError(
+            "the model has 8-bit weights, and an export rounds the weights by itself; load the "
+            "model without quantize"
+        )
     config = check_config(model.config)
     if not config["key_dim"] == config["val_dim"] == config["emb_dim"]:
         raise ValueError(

@@ -14,15 +14,24 @@ import pytest
 import torch
 import transformers
 import yaml
+from tiktoken_ext.openai_public import r50k_pat_str
 
 from golpo.corpus import read_stories
 from golpo.eight_bits import round_to_8_bits
 from golpo.errors import MissingPackageError
+from golpo.export_onnx import export_onnx
 from golpo.exports import export
-from golpo.inference import load_storyteller
+from golpo.inference import load_storyteller, prepare_for_inference
+from golpo.lora import add_adapter
 from golpo.packages import import_optional
 from golpo.paths import DEFAULT_CORPUS
-from golpo.tokenizer import train_tokenizer
+from golpo.tokenizer import (
+    FIRST_PATTERN,
+    PATTERN,
+    FolderTokenizer,
+    make_encoding,
+    train_tokenizer,
+)
 from golpo_utils import END, GPTModel, encode, generate, get_tokenizer, story_opening
 
 # A folder node_modules with node-llama-cpp, which brings llama.cpp, and @huggingface/transformers.
@@ -37,6 +46,7 @@ CONFIG = {
     "init_std": 0.15,
 }
 TITLE = "<|start|>\n<|title|>The Lost Key</|title|>"
+PACKAGES = {"hf": "safetensors", "gguf": "gguf", "ctranslate2": "ctranslate2", "onnx": "onnxscript"}
 NATURAL_PROMPTS = ["<|start|>", "<|start|>\n", TITLE, TITLE + "\n\n", TITLE + "\n\nOnce there was"]
 STORY = TITLE + "\n\nOnce there was a key; nobody's 1,234 keys fitted.\n\nIt was lost.\n<|end|>"
 
@@ -137,6 +147,66 @@ def test_a_format_or_precision_that_is_not_there_is_named(tmp_path, storyteller)
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("format", PACKAGES)
+def test_a_model_that_no_format_can_hold_is_refused_before_anything_is_written(tmp_path, format):
+    pytest.importorskip(PACKAGES[format])
+    tokenizer = get_tokenizer(300)
+    adapted = GPTModel({**CONFIG, "vocab_size": 300})
+    add_adapter(adapted, "sea", rank=2)
+    quantized = prepare_for_inference(GPTModel({**CONFIG, "vocab_size": 300}), quantize=True)
+    narrow = GPTModel({**CONFIG, "vocab_size": 300, "val_dim": 32})
+    plain = GPTModel({**CONFIG, "vocab_size": 300})
+    for model, named in (
+        (adapted, "the adapter 'sea'.*merge_adapters"),
+        (quantized, "8-bit weights.*without quantize"),
+        (narrow, "'val_dim' 32"),
+        (None, "the model is None"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            export(model, tokenizer, str(tmp_path / "out"), format)
+    with pytest.raises(ValueError, match="the tokenizer is 'gpt2'"):
+        export(plain, "gpt2", str(tmp_path / "out"), format)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_of_the_wrong_kind_is_named(tmp_path):
+    pytest.importorskip("gguf")
+    pytest.importorskip("onnxscript")
+    storyteller = make_storyteller("cut")
+    with pytest.raises(ValueError, match="is a folder.*model.gguf"):
+        export(*storyteller, str(tmp_path), "gguf")
+    with pytest.raises(ValueError, match="precision is 'int4'; it must be 'float32' or 'int8'"):
+        export_onnx(*storyteller, tmp_path / "out", "int4")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("mine")
+    for format in ("hf", "ctranslate2", "onnx"):
+        with pytest.raises(NotADirectoryError, match="choose another"):
+            export(*storyteller, str(tmp_path / "file"), format)
+    assert contents(tmp_path) == {"file": b"mine"}
+
+
+# GPT-4's pattern in short: a word begins with any sign, and digits stand in threes.
+GPT4_PATTERN = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+
+def test_a_tokenizer_whose_words_llama_cpp_would_split_otherwise_is_refused(tmp_path):
+    pytest.importorskip("gguf")
+    ranks = {bytes([byte]): byte for byte in range(256)} | {b"(o": 256, b"(ow": 257}
+    gpt4, gpt2 = (
+        FolderTokenizer(pattern, ranks, {"<|endoftext|>": 258})
+        for pattern in (GPT4_PATTERN, r50k_pat_str)
+    )
+    assert encode("(owl)", gpt4) != encode("(owl)", gpt2)
+    learned = make_encoding(GPT4_PATTERN, [b"(o", b"(ow"])
+    model = GPTModel({**CONFIG, "vocab_size": learned.n_vocab})
+    for tokenizer in (gpt4, learned):
+        with pytest.raises(ValueError, match="splits texts into other words than GPT-2's"):
+            export(model, tokenizer, str(tmp_path / "model.gguf"), "gguf")
+    assert not list(tmp_path.iterdir())
+    for tokenizer in (gpt2, make_encoding(PATTERN, []), make_encoding(FIRST_PATTERN, [])):
+        export(model, tokenizer, str(tmp_path / "model.gguf"), "gguf")
+
+
 def test_a_missing_package_is_asked_for_with_its_command():
     with pytest.raises(MissingPackageError, match="the X format needs .* run: pip install no_such"):
         import_optional("no_such_package.part", "the X format")
@@ -164,9 +234,6 @@ def test_ctranslate2_generates_what_we_do(tmp_path, storyteller, precision):
         options = {"max_length": 40, "sampling_topk": 1, "include_prompt_in_result": False}
         result = theirs.generate_batch([tokens], **options)[0]
         assert result.sequences_ids[0] == greedy(model, tokenizer, prompt, 40), prompt
-
-
-PACKAGES = {"hf": "safetensors", "gguf": "gguf", "ctranslate2": "ctranslate2", "onnx": "onnxscript"}
 
 
 @pytest.mark.parametrize("format", ["hf", "ctranslate2", "onnx"])
