@@ -2,11 +2,14 @@
 
 import copy
 import errno
+import gzip
 import itertools
 import json
 import os
+import runpy
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +19,17 @@ import transformers
 import yaml
 from tiktoken_ext.openai_public import r50k_pat_str
 
+from golpo.checkpoint import save_checkpoint
 from golpo.corpus import read_stories
 from golpo.eight_bits import round_to_8_bits
 from golpo.errors import MissingPackageError
 from golpo.export_onnx import export_onnx
 from golpo.exports import export
+from golpo.huggingface import export_hf
 from golpo.inference import load_storyteller, prepare_for_inference
-from golpo.lora import add_adapter
+from golpo.lora import adapter_parameters, add_adapter, merge_adapters
 from golpo.packages import import_optional
-from golpo.paths import DEFAULT_CORPUS
+from golpo.paths import DEFAULT_CORPUS, PROJECT_DIR
 from golpo.tokenizer import (
     FIRST_PATTERN,
     PATTERN,
@@ -36,6 +41,7 @@ from golpo_utils import END, GPTModel, encode, generate, get_tokenizer, story_op
 
 # A folder node_modules with node-llama-cpp, which brings llama.cpp, and @huggingface/transformers.
 NODE_MODULES = Path(os.environ.get("GOLPO_NODE_MODULES", "node_modules")).resolve()
+MAKE_MODEL = str(PROJECT_DIR / "docs" / "app" / "make_model.py")
 CONFIG = {
     "context_length": 128,
     "emb_dim": 64,
@@ -124,7 +130,7 @@ def test_the_model_card_says_what_was_trained_and_names_no_folder(tmp_path):
     text = (folder / "README.md").read_text(encoding="utf-8")
     front = yaml.safe_load(text.split("---")[1])
     assert front["license"] == "mit"
-    assert front["language"] == "en"
+    assert "language" not in front  # a corpus of one's own may be in any
     assert front["pipeline_tag"] == "text-generation"
     assert front["library_name"] == "transformers"
     for words in ("# My model", "tales.txt", "1,234", "56,789", "1.500 nats", "| num epochs | 3 |"):
@@ -138,6 +144,60 @@ def test_the_model_card_says_what_was_trained_and_names_no_folder(tmp_path):
     (folder / "README.md").write_text("My own card.")
     export(model, tokenizer, str(folder), "hf")
     assert (folder / "README.md").read_text() == "My own card."
+
+
+def test_the_model_card_names_the_language_where_it_is_known(tmp_path):
+    def language_of(folder):
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        return yaml.safe_load(card.split("---")[1]).get("language")
+
+    model, tokenizer = GPTModel({**CONFIG, "vocab_size": 300}), get_tokenizer(300)
+    about = {"settings": {"data_path": str(DEFAULT_CORPUS)}}
+    export(model, tokenizer, str(tmp_path / "one"), "hf", None, about)
+    again, tokenizer, about = load_storyteller(tmp_path / "one")
+    export(again, tokenizer, str(tmp_path / "two"), "hf", None, about)
+    export_hf(model, tokenizer, tmp_path / "three", language="bn")
+    bundled, tokenizer, about = load_storyteller("bundled")
+    export(bundled, tokenizer, str(tmp_path / "four"), "hf", None, about)
+    found = [language_of(tmp_path / name) for name in ("one", "two", "three", "four")]
+    assert found == ["en", "en", "bn", "en"]
+
+
+def run_make_model(*arguments) -> subprocess.CompletedProcess:
+    command = [sys.executable, MAKE_MODEL, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
+
+
+def test_the_pages_model_has_its_adapters_merged(tmp_path):
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model, _ = make_storyteller("cut")
+    add_adapter(model, rank=2)
+    for parameter in adapter_parameters(model):
+        torch.nn.init.normal_(parameter, std=0.3)
+    facts = {"epoch": 0, "global_step": 1, "tokens_seen": 0, "train_losses": []}
+    file = {"checkpoint_dir": tmp_path, "checkpoint_file": "checkpoint_a.pt"}
+    save_checkpoint(model, None, **facts, **file, val_losses=[], track_tokens_seen=[])
+    make_page_model = runpy.run_path(MAKE_MODEL)["make_page_model"]
+    make_page_model(str(tmp_path), tmp_path / "page")
+    packed = (tmp_path / "page" / "model.onnx.gz").read_bytes()
+    session = onnxruntime.InferenceSession(gzip.decompress(packed))
+    ids = torch.tensor([[5, 80, 7, 200, 11, 3]])
+    past = {one.name: one.shape for one in session.get_inputs() if one.name.startswith("past")}
+    empty = np.zeros((1, CONFIG["n_heads"], 0, CONFIG["emb_dim"] // CONFIG["n_heads"]), np.float32)
+    feeds = {"input_ids": ids.numpy(), "attention_mask": np.ones((1, 6), int)}
+    feeds["position_ids"] = np.arange(6)[None]
+    logits = session.run(["logits"], feeds | dict.fromkeys(past, empty))[0]
+    merge_adapters(model)
+    round_to_8_bits(model)
+    torch.testing.assert_close(torch.from_numpy(logits), model(ids).detach(), rtol=0, atol=1e-3)
+
+
+def test_the_pages_model_without_a_checkpoint_is_one_sentence(tmp_path):
+    done = run_make_model("--checkpoint", tmp_path / "nowhere", "--output", tmp_path / "page")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1 and "there is no checkpoint in" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_format_or_precision_that_is_not_there_is_named(tmp_path, storyteller):
