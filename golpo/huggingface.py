@@ -145,14 +145,14 @@ def export_hf(
     *,
     dtype: torch.dtype = torch.float32,
     about: dict | None = None,
-    language: str = "en",
+    language: str | None = None,
     license: str = "mit",
 ) -> None:
     """Write `folder` in Hugging Face's format for GPT-2; ids and logits are the same there.
 
     dtype: of the weights in the file. about: facts to store with them, as `public_facts` gives
-    them. language and license: for the model card. `load_storyteller` reads the folder. Raises
-    what `check_exportable` raises.
+    them. language (None: not known, or in `about`) and license: for the model card.
+    `load_storyteller` reads the folder. Raises what `check_exportable` raises.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
