@@ -29,13 +29,20 @@ PEFT_NAMES = {
 TARGETS_BY_NAME = {theirs: target for target, theirs in PEFT_NAMES.items()}
 # base_model.model.transformer.h.3.attn.c_attn.lora_A.weight
 KEY = re.compile(r"(?:.*\.)?h\.(\d+)\.(\w+\.\w+)\.lora_([AB])(?:\.\w+)?\.weight")
-# What peft can do beside the plain product, with the value that means that it does not.
+# What peft can do beside the plain product, with the values that mean that it does not.
 NOT_SUPPORTED = {
     "use_dora": (False, None),
     "bias": ("none", None),
     "modules_to_save": (None, []),
     "alpha_pattern": ({}, None),
     "alora_invocation_tokens": (None, []),
+    # Others, such as "pissa", change the weights that the adapter stands beside.
+    "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),
+    "layer_replication": (None, []),
+    "use_qalora": (False, None),
+    "use_bdlora": (False, None),
+    "arrow_config": (None,),
+    "kasa_config": (None,),
 }
 
 

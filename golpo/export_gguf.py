@@ -8,10 +8,11 @@ import tiktoken
 import torch
 from torch import Tensor
 
-from golpo.files import make_folder
+from golpo.files import as_path, write_together
 from golpo.hf_tokenizer import begin_end_pad, merge_rules, special_tokens, token_pieces
-from golpo.huggingface import check_widths
+from golpo.huggingface import check_exportable
 from golpo.packages import import_optional
+from golpo.tokenizer import FIRST_PATTERN, PATTERN
 from golpo_utils import GPTModel
 
 Precision = Literal["f32", "f16", "q8_0"]
@@ -41,28 +42,50 @@ def export_gguf(
     """Write `path`, a GGUF file with weights and tokenizer.
 
     precision: of the matrices, "f32", "f16" or "q8_0" (8 bits). Raises MissingPackageError without
-    the package gguf, ValueError for widths that GPT-2 cannot have, or another precision.
+    the package gguf, what `check_exportable` raises, and ValueError for another precision, a
+    folder, or a tokenizer whose pattern llama.cpp does not have.
     """
     if precision not in ("f32", "f16", "q8_0"):
         raise ValueError(f"precision is {precision!r}; it must be 'f32', 'f16' or 'q8_0'")
+    check_exportable(model, tokenizer)
+    check_words(tokenizer)
+    path = as_path("the export's file", path)
+    if path.is_dir():
+        raise ValueError(
+            f"the output {str(path)!r} is a folder, and the GGUF format is one file; give a name "
+            f"such as {str(path / 'model.gguf')!r}"
+        )
     gguf = import_optional("gguf", "the GGUF format")
-    check_widths(model)
-    path = Path(path)
-    make_folder(path.parent)
-    writer = gguf.GGUFWriter(path, "gpt2")
-    write_sizes(writer, model, path.stem, getattr(gguf.LlamaFileType, FILE_TYPES[precision]))
-    write_vocabulary(writer, gguf, tokenizer, model.config["vocab_size"])
-    for name, tensor in gguf_weights(model).items():
-        kind = pick_kind(gguf, name, tensor, precision)
-        values = gguf.quants.quantize(tensor.float().numpy(), kind)
-        writer.add_tensor(name, values, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    with write_together(path.parent) as new:
+        writer = gguf.GGUFWriter(new / path.name, "gpt2")
+        file_type = getattr(gguf.LlamaFileType, FILE_TYPES[precision])
+        write_sizes(writer, model, path.stem, file_type)
+        write_vocabulary(writer, gguf, tokenizer, model.config["vocab_size"])
+        for name, tensor in gguf_weights(model).items():
+            kind = pick_kind(gguf, name, tensor, precision)
+            values = gguf.quants.quantize(tensor.float().numpy(), kind)
+            writer.add_tensor(name, values, raw_dtype=kind)
+        try:
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+        finally:
+            writer.close()
 
 
 FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}
+
+
+def check_words(tokenizer: tiktoken.Encoding) -> None:
+    """Raise ValueError unless GPT-2's pattern, which llama.cpp uses, leads to the same ids."""
+    from tiktoken_ext.openai_public import r50k_pat_str
+
+    pattern = getattr(tokenizer, "pattern", r50k_pat_str)
+    if pattern not in (r50k_pat_str, PATTERN, FIRST_PATTERN):
+        raise ValueError(
+            f"the tokenizer {tokenizer.name!r} splits texts into other words than GPT-2's, so "
+            f"llama.cpp would find other tokens; choose another format"
+        )
 
 
 def write_sizes(writer, model: GPTModel, name: str, file_type: int) -> None:

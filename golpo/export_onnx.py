@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from golpo.eight_bits import use_8_bits
-from golpo.files import as_path, make_folder
+from golpo.files import as_path, make_folder, write_together
 from golpo.hf_folder import read_hf
-from golpo.huggingface import export_hf
+from golpo.huggingface import check_exportable, export_hf
 from golpo.packages import import_optional
 from golpo_utils import GPTModel
 
@@ -84,21 +84,24 @@ def export_onnx(
 
     The model has the inputs and outputs that optimum gives a GPT-2 with a key/value cache.
     precision: "float32", or "int8" for matrices in 8 bits (golpo/eight_bits.py), which are a
-    quarter of the size, in onnx/model_quantized.onnx. Raises
-    MissingPackageError without onnxscript, ValueError for widths that GPT-2 cannot have.
+    quarter of the size, in onnx/model_quantized.onnx. Raises MissingPackageError without
+    onnxscript, ValueError for another precision, and what `check_exportable` raises.
     """
+    if precision not in MODEL_FILES:
+        raise ValueError(f"precision is {precision!r}; it must be 'float32' or 'int8'")
+    check_exportable(model, tokenizer)
     import_optional("onnxscript", "the ONNX format")
     folder = as_path("the export's folder", folder)
-    with tempfile.TemporaryDirectory() as source:
+    with tempfile.TemporaryDirectory() as source, write_together(folder) as new:
         export_hf(model, tokenizer, source)
-        file = folder / MODEL_FILES[precision]
-        make_folder(file.parent)
         for name in CLIENT_FILES:
-            shutil.copy(Path(source) / name, folder / name)
+            shutil.copy(Path(source) / name, new / name)
         # What was written, read again: in fp32, on the CPU, without what makes generation faster.
         plain = read_hf(source)["model"].eval()
         if precision == "int8":
             use_8_bits(plain)
+        file = new / MODEL_FILES[precision]
+        make_folder(file.parent)
         write_model(plain, file)
 
 

@@ -1,11 +1,13 @@
 """Files that a kill, a full disk or an unmounted drive cannot leave half written or misread."""
 
+import contextlib
 import errno
 import hashlib
 import itertools
 import os
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -113,6 +115,25 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def write_together(folder: Path) -> Iterator[Path]:
+    """A temporary folder whose files go into `folder` once all of them are written.
+
+    Each replaces an earlier file of its name; all other files of `folder` stay. If writing fails,
+    `folder` stays as it was. Raises OSError.
+    """
+    make_folder(folder)
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as new:
+        yield Path(new)
+        for path in sorted(Path(new).rglob("*")):
+            target = folder / path.relative_to(new)
+            if path.is_dir():
+                make_folder(target)
+            else:
+                move_folder_aside(target)
+                os.replace(path, target)
 
 
 def is_unmounted(path: str | Path) -> bool:

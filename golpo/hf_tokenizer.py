@@ -8,18 +8,17 @@ from pathlib import Path
 
 import tiktoken
 
-from golpo.tokenizer import PROMPT_PATTERN, is_own, letters_to_bytes, save_tokenizer
+from golpo.tokenizer import (
+    PROMPT_PATTERN,
+    FolderTokenizer,
+    is_own,
+    letters_to_bytes,
+    save_tokenizer,
+    tokenizer_to_dict,
+)
 from golpo_utils import END, END_OF_TEXT, START
 
-OWN_TOKENIZER = "golpo_tokenizer.json"  # a tokenizer that was learned from a corpus
-
-
-class FolderTokenizer(tiktoken.Encoding):
-    """A tokenizer that was read from a folder of another program; `pattern` splits its texts."""
-
-    def __init__(self, name: str, pattern: str, ranks: dict[bytes, int], specials: dict[str, int]):
-        super().__init__(name=name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=specials)
-        self.pattern = pattern
+OWN_TOKENIZER = "golpo_tokenizer.json"  # a tokenizer that is none of GPT-2's
 
 
 def write_tokenizer(tokenizer: tiktoken.Encoding, folder: Path, context_length: int) -> None:
@@ -36,7 +35,7 @@ def write_tokenizer(tokenizer: tiktoken.Encoding, folder: Path, context_length: 
     merges = ["#version: 0.2", *merge_rules(pieces), ""]
     (folder / "merges.txt").write_text("\n".join(merges), encoding="utf-8")
     write_fast_tokenizer(tokenizer, pieces, folder / "tokenizer.json")
-    if is_own(tokenizer):
+    if tokenizer_to_dict(tokenizer) is not None:
         save_tokenizer(tokenizer, folder / OWN_TOKENIZER)
 
 

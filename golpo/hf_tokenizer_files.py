@@ -1,6 +1,5 @@
 """A tokenizer that lies beside a model in Hugging Face's format: read right, or refused."""
 
-import hashlib
 import json
 from itertools import pairwise
 from pathlib import Path
@@ -9,17 +8,14 @@ from typing import Any, NamedTuple
 import tiktoken
 
 from golpo.errors import CheckpointError
-from golpo.hf_tokenizer import (
-    OWN_TOKENIZER,
-    FolderTokenizer,
-    byte_ranks,
-    special_tokens,
-)
+from golpo.hf_tokenizer import OWN_TOKENIZER, byte_ranks, special_tokens
 from golpo.tokenizer import (
     BYTES,
     FIRST_PATTERN,
     PATTERN,
     SPECIAL_TOKENS,
+    FolderTokenizer,
+    TokenizerError,
     letters_to_bytes,
     load_tokenizer,
     make_encoding,
@@ -51,12 +47,17 @@ def read_tokenizer(folder: Path, vocab_size: int, own_size: int | None) -> tikto
     ours. Raises CheckpointError for a tokenizer that this project cannot have.
     """
     if (folder / OWN_TOKENIZER).is_file():
-        base = load_tokenizer(folder / OWN_TOKENIZER)
+        base = read_own(folder / OWN_TOKENIZER)
     elif own_size is not None:
         base = get_tokenizer(own_size)
     else:
         base = None
     files = read_files(folder)
+    if files is None and base is None and vocab_size < GPT2_VOCAB_SIZE:
+        raise CheckpointError(
+            f"{str(folder)!r} has no tokenizer files, and its model has {vocab_size} ids, so its "
+            f"tokenizer is not GPT-2's; put its tokenizer.json there"
+        )
     if files is None:
         return base or get_tokenizer(vocab_size)
     tokenizer = find_equal(files, base) or make_foreign(files, folder)
@@ -66,6 +67,17 @@ def read_tokenizer(folder: Path, vocab_size: int, own_size: int | None) -> tikto
             f"{vocab_size} ('vocab_size' in config.json); one of the two is of another model"
         )
     return tokenizer
+
+
+def read_own(path: Path) -> tiktoken.Encoding:
+    """The tokenizer that an export of ours has beside the files for others."""
+    try:
+        return load_tokenizer(path)
+    except (TokenizerError, OSError, RecursionError) as error:
+        raise CheckpointError(
+            f"the tokenizer {str(path)!r} is damaged ({type(error).__name__}); export the model "
+            f"anew"
+        ) from None
 
 
 def read_files(folder: Path) -> TokenizerFiles | None:
@@ -113,7 +125,9 @@ def read_fast(folder: Path) -> TokenizerFiles:
     pattern = pattern_of(content.get("pre_tokenizer"))
     if pattern is None:
         raise refusal(folder, "'pre_tokenizer' in tokenizer.json", "is not GPT-2's")
-    added = {token["content"]: token["id"] for token in content.get("added_tokens", [])}
+    tokens = content.get("added_tokens", [])
+    added = {token["content"]: token["id"] for token in tokens}
+    check_added(folder, added, {token["content"] for token in tokens if token.get("special")})
     return sort_tokens(folder, model["vocab"], model["merges"], added, pattern)
 
 
@@ -123,17 +137,32 @@ def read_slow(folder: Path) -> TokenizerFiles:
 
     lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
     merges = [line for line in lines if line and not line.startswith("#version")]
-    added = {}
-    if (folder / "added_tokens.json").is_file():
-        added |= read_json(folder / "added_tokens.json")
-    if (folder / "tokenizer_config.json").is_file():
-        config = read_json(folder / "tokenizer_config.json")
-        if config.get("add_prefix_space"):
-            raise refusal(folder, "'add_prefix_space' in tokenizer_config.json", "is set")
-        decoder = config.get("added_tokens_decoder", {})
-        added |= {token["content"]: int(number) for number, token in decoder.items()}
+    names = ("added_tokens.json", "tokenizer_config.json", "special_tokens_map.json")
+    contents = [read_json(folder / one) if (folder / one).is_file() else {} for one in names]
+    added, config, special_tokens_map = contents
+    if config.get("add_prefix_space"):
+        raise refusal(folder, "'add_prefix_space' in tokenizer_config.json", "is set")
+    decoder = config.get("added_tokens_decoder", {})
+    added |= {token["content"]: int(number) for number, token in decoder.items()}
+    special = {token["content"] for token in decoder.values() if token.get("special")}
+    check_added(folder, added, special | named_tokens(config) | named_tokens(special_tokens_map))
     vocabulary = read_json(folder / "vocab.json")
     return sort_tokens(folder, vocabulary, merges, added, r50k_pat_str)
+
+
+def named_tokens(config: dict) -> set[str]:
+    """The special tokens that a file names by their role, such as pad_token."""
+    named = [token for key, token in config.items() if key.endswith("_token") and token]
+    named += config.get("additional_special_tokens") or []
+    tokens = [one["content"] if isinstance(one, dict) else one for one in named]
+    return {token for token in tokens if isinstance(token, str)}
+
+
+def check_added(folder: Path, added: dict[str, int], special: set[str]) -> None:
+    """Refuse added words: other programs find them in any text, and ours only special tokens."""
+    words = [token for token in added if token not in special and token not in SPECIAL_TOKENS]
+    if words:
+        raise refusal(folder, f"the added token {words[0]!r}", "is not special")
 
 
 def sort_tokens(
@@ -165,6 +194,8 @@ def sort_tokens(
 
 def find_equal(files: TokenizerFiles, base: tiktoken.Encoding | None) -> tiktoken.Encoding | None:
     """Our own tokenizer with these tokens, and what was added to it; None if there is none."""
+    from tiktoken_ext.openai_public import r50k_pat_str
+
     candidates = [base] if base is not None else []
     size = len(files.ranks) + 1  # GPT-2 alone: its tokens and <|endoftext|>
     if size == GPT2_VOCAB_SIZE:
@@ -175,20 +206,21 @@ def find_equal(files: TokenizerFiles, base: tiktoken.Encoding | None) -> tiktoke
         tokens = sorted(files.ranks, key=files.ranks.get)[BYTES:]
         candidates.append(make_encoding(files.pattern, tokens))
     for candidate in candidates:
+        pattern = getattr(candidate, "pattern", r50k_pat_str)
+        if candidate is not base and pattern != files.pattern:
+            continue
         specials = special_tokens(candidate)
         if specials.items() <= files.specials.items() and byte_ranks(candidate) == files.ranks:
             if specials == files.specials:
                 return candidate
-            added = len(files.specials) - len(specials)
-            return FolderTokenizer(f"folder-{candidate.name}+{added}", *files)
+            return FolderTokenizer(pattern, files.ranks, files.specials)
     return None
 
 
 def make_foreign(files: TokenizerFiles, folder: Path) -> FolderTokenizer:
     """A tokenizer that is not ours, compared with the library tokenizers on a sample of text."""
-    digest = hashlib.sha256(repr(sorted(files.ranks.items())).encode()).hexdigest()[:12]
     try:
-        tokenizer = FolderTokenizer(f"folder-{digest}", *files)
+        tokenizer = FolderTokenizer(*files)
     except ValueError:
         raise refusal(folder, "its pattern", "is not understood") from None
     texts = [SAMPLE, *(SAMPLE[i : i + 40] for i in range(0, len(SAMPLE), 7))]
@@ -207,6 +239,8 @@ def reference_ids(folder: Path, texts: list[str]) -> list[list[int]]:
 
     if (folder / "tokenizer.json").is_file():
         reference = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        reference.no_truncation()
+        reference.no_padding()
     else:
         reference = ByteLevelBPETokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
     return [reference.encode(text, add_special_tokens=False).ids for text in texts]

@@ -7,7 +7,7 @@ import tiktoken
 import torch
 from torch import Tensor
 
-from golpo.files import as_path, make_folder, write_text
+from golpo.files import as_path, write_text, write_together
 from golpo.hf_config import fold_attention_scale, read_config
 from golpo.hf_tokenizer import begin_end_pad, special_tokens, write_tokenizer
 from golpo.hf_weights import name_weights, read_weights_file
@@ -145,43 +145,51 @@ def export_hf(
     *,
     dtype: torch.dtype = torch.float32,
     about: dict | None = None,
-    language: str = "en",
+    language: str | None = None,
     license: str = "mit",
 ) -> None:
     """Write `folder` in Hugging Face's format for GPT-2; ids and logits are the same there.
 
     dtype: of the weights in the file. about: facts to store with them, as `public_facts` gives
-    them. language and license: for the model card. `load_storyteller` reads the folder. Raises
-    ValueError for widths of queries or values that GPT-2 cannot have.
+    them. language (None: not known, or in `about`) and license: for the model card.
+    `load_storyteller` reads the folder. Raises what `check_exportable` raises.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    check_kind("the model", model, GPTModel, "a GPTModel")
-    check_kind("the tokenizer", tokenizer, tiktoken.Encoding, "what get_tokenizer returns")
-    config = check_widths(model)
-    check_merged(model)
+    config = check_exportable(model, tokenizer)
     folder = as_path("the export's folder", folder)
-    make_folder(folder)
     weights = gpt2_weights(model, dtype)
-    try:
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise OSError(f"the weights were not written to {str(folder)!r} ({error})") from None
     specials = special_tokens(tokenizer)
     files = {
         "config.json": gpt2_config(model, specials, about or {}),
         "generation_config.json": generation_config(config, specials),
     }
-    for name, content in files.items():
-        text = json.dumps(content, indent=1, ensure_ascii=False)
-        write_text(folder / name, text)
-    write_tokenizer(tokenizer, folder, config["context_length"])
+    with write_together(folder) as new:
+        try:
+            save_file(weights, new / "model.safetensors", metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(f"the weights were not written to {str(folder)!r} ({error})") from None
+        for name, content in files.items():
+            text = json.dumps(content, indent=1, ensure_ascii=False)
+            write_text(new / name, text)
+        write_tokenizer(tokenizer, new, config["context_length"])
     write_model_card(folder, model, specials, about or {}, language=language, license=license)
 
 
-def check_widths(model: GPTModel) -> dict:
-    """The model's full config; raise ValueError if GPT-2 cannot have its widths."""
+def check_exportable(model: GPTModel, tokenizer: tiktoken.Encoding) -> dict:
+    """The model's full config, if the formats can hold the model.
+
+    Raises ValueError for an adapter, 8-bit weights, and widths that GPT-2 cannot have.
+    """
+    check_kind("the model", model, GPTModel, "a GPTModel")
+    check_kind("the tokenizer", tokenizer, tiktoken.Encoding, "what get_tokenizer returns")
+    check_merged(model)
+    if not hasattr(model.out_head, "weight"):
+        raise ValueError(
+            "the model has 8-bit weights, and an export rounds the weights by itself; load the "
+            "model without quantize"
+        )
     config = check_config(model.config)
     if not config["key_dim"] == config["val_dim"] == config["emb_dim"]:
         raise ValueError(

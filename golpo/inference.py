@@ -153,7 +153,8 @@ def load_storyteller(
         about = load_checkpoint(model, path, checkpoint=checkpoint)
     tokenizer = about.pop("encoding", None)
     if tokenizer is None:
-        tokenizer = tokenizer_of(model.config["vocab_size"], about.pop("tokenizer_data", None))
+        data = about.pop("tokenizer_data", None)
+        tokenizer = tokenizer_of(model.config["vocab_size"], data, about.get("tokenizer"))
     model.usable_ids = min(tokenizer.n_vocab, model.config["vocab_size"])
     if adapter is not None:
         load_adapter(model, adapter)

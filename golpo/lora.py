@@ -84,6 +84,8 @@ def insert_adapter(model: GPTModel, name: str, blocks: list[dict[str, tuple]]) -
     """Put an adapter into `model`: for each block, (A, B, scale) by target."""
     if not isinstance(name, str) or not name or "." in name:
         raise ValueError(f"the adapter's name is {name!r}; it must be text without a dot")
+    if is_reserved(name):
+        raise ValueError(f"the adapter's name is {name!r}, which PyTorch uses; choose another one")
     if name in adapter_names(model):
         raise ValueError(f"the model has an adapter {name!r} already; remove it, or rename one")
     if not hasattr(model, "adapters"):
@@ -103,6 +105,11 @@ def insert_adapter(model: GPTModel, name: str, blocks: list[dict[str, tuple]]) -
         parameter.requires_grad_(False)
     model.adapters[name] = adapter
     attach_adapters(model)
+
+
+def is_reserved(name: str) -> bool:
+    """Whether the module that holds the adapters has an attribute of this name, such as "eval"."""
+    return hasattr(Adapters(), name)
 
 
 def attach_adapters(model: GPTModel) -> None:
@@ -165,8 +172,8 @@ def save_adapter(
 def load_adapter(model: GPTModel, folder: str | Path, name: str | None = None) -> str:
     """Load an adapter that this project or peft wrote into `model`, in place; return its name.
 
-    name: the folder's, unless it is given. Raises FileNotFoundError, and ValueError that names
-    what differs for an adapter of another model or kind.
+    name: the folder's, unless it is given; "eval_" for a folder "eval". Raises FileNotFoundError,
+    and ValueError that names what differs for an adapter of another model or kind.
     """
     folder = Path(folder)
     config, weights, base = read_adapter(folder)
@@ -181,7 +188,9 @@ def load_adapter(model: GPTModel, folder: str | Path, name: str | None = None) -
             f"the adapter in {place} was trained on another model{which}: the fingerprint of its "
             f"token embeddings is {base}, and this model's is {own}; load it with its own model"
         )
-    name = name or folder.resolve().name.replace(".", "_")
+    if name is None:
+        name = folder.resolve().name.replace(".", "_")
+        name += "_" if is_reserved(name) else ""
     insert_adapter(model, name, blocks)
     return name
 

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from golpo.paths import LICENSE
+from golpo.paths import BUNDLED_MODEL, DEFAULT_CORPUS, LICENSE
 from golpo.stories import DEFAULT_SAMPLING
 from golpo_utils import START, TITLE, TITLE_END, GPTModel
 
@@ -21,8 +21,7 @@ TRAINING_SETTINGS = (
 )
 CARD = """---
 license: {license}
-language: {language}
-library_name: transformers
+{language}library_name: transformers
 pipeline_tag: text-generation
 tags:
 - gpt2
@@ -78,8 +77,13 @@ def public_facts(about: dict) -> dict:
     facts["val_losses"] = list(about.get("val_losses") or [])[-1:]
     saved = about.get("settings") or {}
     facts["settings"] = {name: saved[name] for name in TRAINING_SETTINGS if name in saved}
-    corpus = about.get("corpus_name") or Path(saved.get("data_path", "")).name
-    return facts | ({"corpus_name": corpus} if corpus else {})
+    path = Path(saved.get("data_path", ""))
+    corpus = about.get("corpus_name") or path.name
+    # Other corpora may be in any language.
+    is_bundled = path == DEFAULT_CORPUS or about.get("path") == BUNDLED_MODEL
+    language = "en" if is_bundled else about.get("language")
+    more = {"corpus_name": corpus, "language": language}
+    return facts | {name: value for name, value in more.items() if value}
 
 
 def write_model_card(
@@ -88,12 +92,16 @@ def write_model_card(
     specials: dict[str, int],
     about: dict,
     *,
-    language: str,
+    language: str | None,
     license: str,
 ) -> None:
-    """Write README.md and LICENSE into `folder`; a card that somebody has written stays."""
+    """Write README.md and LICENSE into `folder`; a card that somebody has written stays.
+
+    language: None if it is not known, unless the facts `about` the model name it.
+    """
     card = folder / "README.md"
     if not card.exists() or GENERATED in card.read_text(encoding="utf-8", errors="replace"):
+        language = language or about.get("language")
         text = describe_model(folder.name, model, specials, about, language, license)
         card.write_text(text, encoding="utf-8")
     if license == "mit" and not (folder / "LICENSE").exists():
@@ -101,7 +109,12 @@ def write_model_card(
 
 
 def describe_model(
-    name: str, model: GPTModel, specials: dict[str, int], about: dict, language: str, license: str
+    name: str,
+    model: GPTModel,
+    specials: dict[str, int],
+    about: dict,
+    language: str | None,
+    license: str,
 ) -> str:
     """The text of a model card."""
     has_markers = START in specials
@@ -110,7 +123,7 @@ def describe_model(
     return CARD.format(
         **{key: f"{value:,}" for key, value in model.config.items() if type(value) is int},
         license=license,
-        language=language,
+        language=f"language: {language}\n" if language else "",
         generated=GENERATED,
         name=name,
         parameters=f"{model.parameter_count() / 1e6:.1f} M",

@@ -8,11 +8,13 @@ as llama.cpp, find the same tokens in English text.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 import tiktoken
 
+from golpo.errors import CheckpointError
 from golpo.packages import import_optional
 from golpo_utils import (
     END_OF_TEXT,
@@ -63,6 +65,22 @@ class LearnedTokenizer(tiktoken.Encoding):
     def __init__(self, name: str, pattern: str, ranks: dict[bytes, int], specials: dict[str, int]):
         super().__init__(name=name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=specials)
         self.pattern = pattern
+
+
+class FolderTokenizer(tiktoken.Encoding):
+    """A tokenizer that was read from a folder of another program; `pattern` splits its texts.
+
+    Its name is a digest of all that decides its ids.
+    """
+
+    def __init__(self, pattern: str, ranks: dict[bytes, int], specials: dict[str, int]):
+        parts = [pattern, sorted(ranks.items()), sorted(specials.items())]
+        digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+        name = f"folder-{len(ranks) + len(specials)}-{digest}"
+        super().__init__(name=name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=specials)
+        self.pattern = pattern
+        self.ranks = ranks
+        self.specials = specials
 
 
 def train_tokenizer(stories: Iterable[str], vocab_size: int) -> tiktoken.Encoding:
@@ -135,7 +153,10 @@ def is_own(tokenizer: tiktoken.Encoding) -> bool:
 
 
 def tokenizer_to_dict(tokenizer: tiktoken.Encoding) -> dict | None:
-    """A learned tokenizer as plain data for checkpoints and JSON; None for one of GPT-2's."""
+    """A tokenizer as plain data for checkpoints and JSON; None for one of GPT-2's."""
+    if isinstance(tokenizer, FolderTokenizer):
+        ranks = {token.decode("latin-1"): number for token, number in tokenizer.ranks.items()}
+        return {"pattern": tokenizer.pattern, "ranks": ranks, "specials": tokenizer.specials}
     if not isinstance(tokenizer, LearnedTokenizer):
         return None
     first_special = tokenizer.n_vocab - len(SPECIAL_TOKENS)
@@ -146,6 +167,8 @@ def tokenizer_to_dict(tokenizer: tiktoken.Encoding) -> dict | None:
 def tokenizer_from_dict(data: dict) -> tiktoken.Encoding:
     """The tokenizer that `tokenizer_to_dict` described. Raises TokenizerError."""
     try:
+        if "ranks" in data:
+            return folder_tokenizer_from_dict(data)
         tokens = [token.encode("latin-1") for token in data["tokens"]]
         if len(set(tokens)) < len(tokens) or min(map(len, tokens), default=2) < 2:
             raise ValueError("a token is a single byte, or occurs twice")
@@ -154,8 +177,17 @@ def tokenizer_from_dict(data: dict) -> tiktoken.Encoding:
         raise TokenizerError(f"this is not a tokenizer of this project ({error!r})") from None
 
 
+def folder_tokenizer_from_dict(data: dict) -> FolderTokenizer:
+    """The same for a FolderTokenizer. Raises ValueError if ids or bytes are missing."""
+    ranks = {token.encode("latin-1"): number for token, number in data["ranks"].items()}
+    ids = sorted([*ranks.values(), *data["specials"].values()])
+    if ids != list(range(len(ids))) or not all(bytes([byte]) in ranks for byte in range(BYTES)):
+        raise ValueError("an id or a byte is missing, or an id occurs twice")
+    return FolderTokenizer(data["pattern"], ranks, data["specials"])
+
+
 def save_tokenizer(tokenizer: tiktoken.Encoding, path: str | Path) -> None:
-    """Write a learned tokenizer as JSON."""
+    """Write a tokenizer that is none of GPT-2's as JSON."""
     text = json.dumps(tokenizer_to_dict(tokenizer), indent=0, ensure_ascii=True)
     Path(path).write_text(text, encoding="utf-8")
 
@@ -222,6 +254,21 @@ def pattern_of(pre_tokenizer: dict | None) -> str | None:
     return r50k_pat_str if pattern == PROMPT_PATTERN else pattern
 
 
-def tokenizer_of(vocab_size: int, data: dict | None) -> tiktoken.Encoding:
-    """The tokenizer of a saved model: the learned one in `data`, else GPT-2's of that size."""
-    return tokenizer_from_dict(data) if data else get_tokenizer(vocab_size)
+def tokenizer_of(vocab_size: int, data: dict | None, name: str | None) -> tiktoken.Encoding:
+    """The tokenizer of a checkpoint: that in `data`, else GPT-2's of that size.
+
+    name: the tokenizer's, as the checkpoint notes it. Raises TokenizerError for damaged data,
+    CheckpointError for a tokenizer that the checkpoint lacks.
+    """
+    if data:
+        return tokenizer_from_dict(data)
+    if not str(name).startswith("folder-"):
+        return get_tokenizer(vocab_size)
+    # An earlier version did not save tokenizers that came from a folder. Some were GPT-2's with
+    # more tokens, such as one that fills up a batch.
+    if extended := re.match(r"folder-gpt2-(\d+):", name):
+        return get_tokenizer(int(extended[1]))
+    raise CheckpointError(
+        f"the checkpoint was trained with the tokenizer {name!r} of a folder, and an earlier "
+        f"version of this project did not save it; train from that folder again"
+    )

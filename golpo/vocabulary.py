@@ -18,6 +18,7 @@ from golpo.tokenizer import (
     is_own,
     load_tokenizer,
     tokenizer_of,
+    tokenizer_to_dict,
     train_tokenizer,
 )
 from golpo_utils import START, get_tokenizer, start_id_of
@@ -92,7 +93,8 @@ def pick_tokenizer(settings: Settings, checkpoint: dict | None = None) -> tiktok
     """
     vocab_size = settings.config["vocab_size"]
     if checkpoint is not None:
-        tokenizer = tokenizer_of(vocab_size, checkpoint.get("tokenizer_data"))
+        saved = checkpoint.get("tokenizer_data")
+        tokenizer = tokenizer_of(vocab_size, saved, checkpoint.get("tokenizer"))
         check_same_tokenizer(settings.tokenizer, tokenizer, checkpoint)
         return tokenizer
     if settings.tokenizer == "gpt2":
@@ -117,8 +119,10 @@ def check_same_tokenizer(asked: str, tokenizer: tiktoken.Encoding, checkpoint: d
         return  # unchanged; a file may since have moved, and the checkpoint has its content
     if asked == "start":
         return  # the checkpoint's tokenizer is that of its start
-    if asked in ("gpt2", "own"):
-        same = is_own(tokenizer) == (asked == "own")
+    if asked == "own":
+        same = is_own(tokenizer)
+    elif asked == "gpt2":
+        same = tokenizer_to_dict(tokenizer) is None
     else:
         same = load_tokenizer(asked).name == tokenizer.name
     if not same:

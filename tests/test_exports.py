@@ -1,11 +1,15 @@
 """Exports in the hands of their real clients: the same ids, the same logits, the same stories."""
 
 import copy
+import errno
+import gzip
 import itertools
 import json
 import os
+import runpy
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,19 +17,31 @@ import pytest
 import torch
 import transformers
 import yaml
+from tiktoken_ext.openai_public import r50k_pat_str
 
+from golpo.checkpoint import save_checkpoint
 from golpo.corpus import read_stories
 from golpo.eight_bits import round_to_8_bits
 from golpo.errors import MissingPackageError
+from golpo.export_onnx import export_onnx
 from golpo.exports import export
-from golpo.inference import load_storyteller
+from golpo.huggingface import export_hf
+from golpo.inference import load_storyteller, prepare_for_inference
+from golpo.lora import adapter_parameters, add_adapter, merge_adapters
 from golpo.packages import import_optional
-from golpo.paths import DEFAULT_CORPUS
-from golpo.tokenizer import train_tokenizer
+from golpo.paths import DEFAULT_CORPUS, PROJECT_DIR
+from golpo.tokenizer import (
+    FIRST_PATTERN,
+    PATTERN,
+    FolderTokenizer,
+    make_encoding,
+    train_tokenizer,
+)
 from golpo_utils import END, GPTModel, encode, generate, get_tokenizer, story_opening
 
 # A folder node_modules with node-llama-cpp, which brings llama.cpp, and @huggingface/transformers.
 NODE_MODULES = Path(os.environ.get("GOLPO_NODE_MODULES", "node_modules")).resolve()
+MAKE_MODEL = str(PROJECT_DIR / "docs" / "app" / "make_model.py")
 CONFIG = {
     "context_length": 128,
     "emb_dim": 64,
@@ -36,6 +52,7 @@ CONFIG = {
     "init_std": 0.15,
 }
 TITLE = "<|start|>\n<|title|>The Lost Key</|title|>"
+PACKAGES = {"hf": "safetensors", "gguf": "gguf", "ctranslate2": "ctranslate2", "onnx": "onnxscript"}
 NATURAL_PROMPTS = ["<|start|>", "<|start|>\n", TITLE, TITLE + "\n\n", TITLE + "\n\nOnce there was"]
 STORY = TITLE + "\n\nOnce there was a key; nobody's 1,234 keys fitted.\n\nIt was lost.\n<|end|>"
 
@@ -50,12 +67,16 @@ def make_tokenizer(kind: str):
     return get_tokenizer({"cut": 4096, "whole": 50261}[kind])
 
 
-@pytest.fixture(params=["own", "cut"], scope="module")
-def storyteller(request):
+def make_storyteller(kind: str):
     """A small model with random weights and clearly different logits, and its tokenizer."""
-    tokenizer = make_tokenizer(request.param)
+    tokenizer = make_tokenizer(kind)
     torch.manual_seed(3)
     return GPTModel({**CONFIG, "vocab_size": tokenizer.n_vocab}).eval(), tokenizer
+
+
+@pytest.fixture(params=["own", "cut"], scope="module")
+def storyteller(request):
+    return make_storyteller(request.param)
 
 
 def until_end(ids: list[int], tokenizer) -> list[int]:
@@ -109,7 +130,7 @@ def test_the_model_card_says_what_was_trained_and_names_no_folder(tmp_path):
     text = (folder / "README.md").read_text(encoding="utf-8")
     front = yaml.safe_load(text.split("---")[1])
     assert front["license"] == "mit"
-    assert front["language"] == "en"
+    assert "language" not in front  # a corpus of one's own may be in any
     assert front["pipeline_tag"] == "text-generation"
     assert front["library_name"] == "transformers"
     for words in ("# My model", "tales.txt", "1,234", "56,789", "1.500 nats", "| num epochs | 3 |"):
@@ -125,11 +146,125 @@ def test_the_model_card_says_what_was_trained_and_names_no_folder(tmp_path):
     assert (folder / "README.md").read_text() == "My own card."
 
 
+def test_the_model_card_names_the_language_where_it_is_known(tmp_path):
+    def language_of(folder):
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        return yaml.safe_load(card.split("---")[1]).get("language")
+
+    model, tokenizer = GPTModel({**CONFIG, "vocab_size": 300}), get_tokenizer(300)
+    about = {"settings": {"data_path": str(DEFAULT_CORPUS)}}
+    export(model, tokenizer, str(tmp_path / "one"), "hf", None, about)
+    again, tokenizer, about = load_storyteller(tmp_path / "one")
+    export(again, tokenizer, str(tmp_path / "two"), "hf", None, about)
+    export_hf(model, tokenizer, tmp_path / "three", language="bn")
+    bundled, tokenizer, about = load_storyteller("bundled")
+    export(bundled, tokenizer, str(tmp_path / "four"), "hf", None, about)
+    found = [language_of(tmp_path / name) for name in ("one", "two", "three", "four")]
+    assert found == ["en", "en", "bn", "en"]
+
+
+def run_make_model(*arguments) -> subprocess.CompletedProcess:
+    command = [sys.executable, MAKE_MODEL, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
+
+
+def test_the_pages_model_has_its_adapters_merged(tmp_path):
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model, _ = make_storyteller("cut")
+    add_adapter(model, rank=2)
+    for parameter in adapter_parameters(model):
+        torch.nn.init.normal_(parameter, std=0.3)
+    facts = {"epoch": 0, "global_step": 1, "tokens_seen": 0, "train_losses": []}
+    file = {"checkpoint_dir": tmp_path, "checkpoint_file": "checkpoint_a.pt"}
+    save_checkpoint(model, None, **facts, **file, val_losses=[], track_tokens_seen=[])
+    make_page_model = runpy.run_path(MAKE_MODEL)["make_page_model"]
+    make_page_model(str(tmp_path), tmp_path / "page")
+    packed = (tmp_path / "page" / "model.onnx.gz").read_bytes()
+    session = onnxruntime.InferenceSession(gzip.decompress(packed))
+    ids = torch.tensor([[5, 80, 7, 200, 11, 3]])
+    past = {one.name: one.shape for one in session.get_inputs() if one.name.startswith("past")}
+    empty = np.zeros((1, CONFIG["n_heads"], 0, CONFIG["emb_dim"] // CONFIG["n_heads"]), np.float32)
+    feeds = {"input_ids": ids.numpy(), "attention_mask": np.ones((1, 6), int)}
+    feeds["position_ids"] = np.arange(6)[None]
+    logits = session.run(["logits"], feeds | dict.fromkeys(past, empty))[0]
+    merge_adapters(model)
+    round_to_8_bits(model)
+    torch.testing.assert_close(torch.from_numpy(logits), model(ids).detach(), rtol=0, atol=1e-3)
+
+
+def test_the_pages_model_without_a_checkpoint_is_one_sentence(tmp_path):
+    done = run_make_model("--checkpoint", tmp_path / "nowhere", "--output", tmp_path / "page")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1 and "there is no checkpoint in" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_format_or_precision_that_is_not_there_is_named(tmp_path, storyteller):
     for format, precision in (("pdf", None), ("hf", "q8_0"), ("gguf", "int8"), ("onnx", "f16")):
         with pytest.raises(ValueError, match=precision or format):
             export(*storyteller, str(tmp_path / "out"), format, precision)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("format", PACKAGES)
+def test_a_model_that_no_format_can_hold_is_refused_before_anything_is_written(tmp_path, format):
+    pytest.importorskip(PACKAGES[format])
+    tokenizer = get_tokenizer(300)
+    adapted = GPTModel({**CONFIG, "vocab_size": 300})
+    add_adapter(adapted, "sea", rank=2)
+    quantized = prepare_for_inference(GPTModel({**CONFIG, "vocab_size": 300}), quantize=True)
+    narrow = GPTModel({**CONFIG, "vocab_size": 300, "val_dim": 32})
+    plain = GPTModel({**CONFIG, "vocab_size": 300})
+    for model, named in (
+        (adapted, "the adapter 'sea'.*merge_adapters"),
+        (quantized, "8-bit weights.*without quantize"),
+        (narrow, "'val_dim' 32"),
+        (None, "the model is None"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            export(model, tokenizer, str(tmp_path / "out"), format)
+    with pytest.raises(ValueError, match="the tokenizer is 'gpt2'"):
+        export(plain, "gpt2", str(tmp_path / "out"), format)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_of_the_wrong_kind_is_named(tmp_path):
+    pytest.importorskip("gguf")
+    pytest.importorskip("onnxscript")
+    storyteller = make_storyteller("cut")
+    with pytest.raises(ValueError, match="is a folder.*model.gguf"):
+        export(*storyteller, str(tmp_path), "gguf")
+    with pytest.raises(ValueError, match="precision is 'int4'; it must be 'float32' or 'int8'"):
+        export_onnx(*storyteller, tmp_path / "out", "int4")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("mine")
+    for format in ("hf", "ctranslate2", "onnx"):
+        with pytest.raises(NotADirectoryError, match="choose another"):
+            export(*storyteller, str(tmp_path / "file"), format)
+    assert contents(tmp_path) == {"file": b"mine"}
+
+
+# GPT-4's pattern in short: a word begins with any sign, and digits stand in threes.
+GPT4_PATTERN = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+
+def test_a_tokenizer_whose_words_llama_cpp_would_split_otherwise_is_refused(tmp_path):
+    pytest.importorskip("gguf")
+    ranks = {bytes([byte]): byte for byte in range(256)} | {b"(o": 256, b"(ow": 257}
+    gpt4, gpt2 = (
+        FolderTokenizer(pattern, ranks, {"<|endoftext|>": 258})
+        for pattern in (GPT4_PATTERN, r50k_pat_str)
+    )
+    assert encode("(owl)", gpt4) != encode("(owl)", gpt2)
+    learned = make_encoding(GPT4_PATTERN, [b"(o", b"(ow"])
+    model = GPTModel({**CONFIG, "vocab_size": learned.n_vocab})
+    for tokenizer in (gpt4, learned):
+        with pytest.raises(ValueError, match="splits texts into other words than GPT-2's"):
+            export(model, tokenizer, str(tmp_path / "model.gguf"), "gguf")
+    assert not list(tmp_path.iterdir())
+    for tokenizer in (gpt2, make_encoding(PATTERN, []), make_encoding(FIRST_PATTERN, [])):
+        export(model, tokenizer, str(tmp_path / "model.gguf"), "gguf")
 
 
 def test_a_missing_package_is_asked_for_with_its_command():
@@ -159,6 +294,74 @@ def test_ctranslate2_generates_what_we_do(tmp_path, storyteller, precision):
         options = {"max_length": 40, "sampling_topk": 1, "include_prompt_in_result": False}
         result = theirs.generate_batch([tokens], **options)[0]
         assert result.sequences_ids[0] == greedy(model, tokenizer, prompt, 40), prompt
+
+
+@pytest.mark.parametrize("format", ["hf", "ctranslate2", "onnx"])
+def test_an_export_leaves_the_other_files_of_its_folder_alone(tmp_path, format):
+    pytest.importorskip(PACKAGES[format])
+    storyteller = make_storyteller("cut")
+    folder = tmp_path / "mine"
+    (folder / "drafts").mkdir(parents=True)
+    own = [folder / "thesis.docx", folder / "drafts" / "one.txt"]
+    for file in own:
+        file.write_text("years of work")
+    for _ in range(2):  # into a new folder, and over an earlier export
+        export(*storyteller, str(folder), format)
+        assert [file.read_text() for file in own] == ["years of work"] * 2
+        assert len(list(folder.iterdir())) > len(own)
+        assert not [file for file in folder.iterdir() if file.name.startswith(".")]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+
+
+def break_hf(monkeypatch):
+    monkeypatch.setattr("golpo.huggingface.write_tokenizer", raise_no_space)
+
+
+def break_gguf(monkeypatch):
+    import gguf
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_tensors_to_file", raise_no_space)
+
+
+def break_ctranslate2(monkeypatch):
+    from ctranslate2.converters import TransformersConverter
+
+    convert = TransformersConverter.convert
+
+    def convert_and_fail(*arguments, **options):
+        convert(*arguments, **options)
+        raise_no_space()
+
+    monkeypatch.setattr(TransformersConverter, "convert", convert_and_fail)
+
+
+def break_onnx(monkeypatch):
+    monkeypatch.setattr(torch.onnx, "export", raise_no_space)
+
+
+def raise_no_space(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+BREAKS = {"hf": break_hf, "gguf": break_gguf, "ctranslate2": break_ctranslate2, "onnx": break_onnx}
+
+
+@pytest.mark.parametrize("format", BREAKS)
+def test_an_export_that_fails_half_way_leaves_the_earlier_one_whole(tmp_path, monkeypatch, format):
+    pytest.importorskip(PACKAGES[format])
+    model, tokenizer = make_storyteller("cut")
+    output = str(tmp_path / ("mine" if format != "gguf" else "mine.gguf"))
+    export(model, tokenizer, output, format)
+    before = contents(tmp_path)
+    other = GPTModel({**model.config, "n_layers": 1})
+    BREAKS[format](monkeypatch)
+    with pytest.raises(OSError, match="No space"):
+        export(other, tokenizer, output, format)
+    assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize(

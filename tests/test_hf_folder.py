@@ -1,19 +1,32 @@
 """GPT-2s of other programs: the same logits and ids as there, or one sentence that says why."""
 
 import json
+import re
 import shutil
 
 import pytest
 import torch
 import transformers
+from helpers import write_stories
 from safetensors.torch import load_file, save_file
-from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer, SentencePieceBPETokenizer
+from tokenizers import (
+    AddedToken,
+    BertWordPieceTokenizer,
+    ByteLevelBPETokenizer,
+    SentencePieceBPETokenizer,
+    Tokenizer,
+)
 
+from golpo.checkpoint import save_checkpoint
+from golpo.corpus import load_corpus
 from golpo.errors import CheckpointError
+from golpo.hf_tokenizer import write_tokenizer
 from golpo.huggingface import export_hf, load_gpt2_weights
 from golpo.inference import load_storyteller
 from golpo.paths import DEFAULT_CORPUS
-from golpo_utils import GPTModel, generate, get_tokenizer, stream_story
+from golpo.runs import train_or_resume
+from golpo.tokenizer import train_tokenizer
+from golpo_utils import START, GPTModel, encode, generate, get_tokenizer, stream_story
 
 CONFIG = {
     "vocab_size": 300,
@@ -60,6 +73,8 @@ def make_export(folder, **changes) -> GPTModel:
 
 
 def assert_same_logits(folder, theirs) -> None:
+    if not (folder / "tokenizer.json").exists():
+        write_tokenizer(get_tokenizer(theirs.config.vocab_size), folder, 24)
     ours, _, _ = load_storyteller(folder)
     ids = torch.randint(0, theirs.config.vocab_size, (2, 24))
     torch.testing.assert_close(ours(ids), theirs(ids).logits.float(), rtol=0, atol=1e-4)
@@ -232,6 +247,107 @@ def test_a_folder_with_a_byte_level_tokenizer_of_its_own_has_the_same_ids(tmp_pa
     assert exported(text)["input_ids"] == theirs.encode(text).ids
 
 
+TEXTS = ("The owl saw 12 mice and 36 stars.\n", "Fräulein 猫's  \n\n 1,234 ")
+
+
+def make_foreign(folder, corpus) -> None:
+    """A GPT-2 of another program with a tokenizer of its own, whose first ids are special."""
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train([str(corpus)], vocab_size=400, special_tokens=["<s>", "<pad>", "</s>"])
+    make_theirs(vocab_size=tokenizer.get_vocab_size()).save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def make_padded(folder, ours) -> None:
+    """Our model with the tokenizer `ours`, to which transformers has added a pad token."""
+    export_hf(GPTModel({**CONFIG, "vocab_size": ours.n_vocab}), ours, folder)
+    model = transformers.GPT2LMHeadModel.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "<|fill|>"})
+    model.resize_token_embeddings(len(tokenizer))
+    shutil.rmtree(folder)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+STARTS = {
+    "foreign": make_foreign,
+    "learned, with a pad token": lambda folder, corpus: make_padded(
+        folder, train_tokenizer([corpus.read_text()], 300)
+    ),
+    "GPT-2's, with a pad token": lambda folder, corpus: make_padded(folder, get_tokenizer(300)),
+}
+
+
+@pytest.mark.parametrize("make_start", STARTS.values(), ids=STARTS)
+def test_finetuning_from_a_folder_keeps_its_tokenizer(tmp_path, make_start):
+    """In the checkpoint, when the training resumes, and in an export, without the folder."""
+    corpus = write_stories(tmp_path / "stories.txt")
+    start, checkpoints = tmp_path / "start", tmp_path / "checkpoints"
+    make_start(start, corpus)
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(start / "tokenizer.json"))
+    settings = {"data_path": corpus, "checkpoint_dir": checkpoints, "sample_tokens": 0}
+    train_or_resume(start_from=str(start), batch_size=4, max_steps=1, **settings)
+    shutil.rmtree(start)
+    *_, seen = train_or_resume(max_steps=20, **settings)
+    assert seen
+    model, tokenizer, _ = load_storyteller(checkpoints)
+    export_hf(model, tokenizer, tmp_path / "export")
+    _, exported, _ = load_storyteller(tmp_path / "export")
+    for text in TEXTS:
+        expected = theirs(text)["input_ids"]
+        assert encode(text, tokenizer) == encode(text, exported) == expected
+        assert tokenizer.decode(expected) == text
+    assert tokenizer.n_vocab == exported.n_vocab == len(theirs)
+    with pytest.raises(CheckpointError, match="'tokenizer' is now 'gpt2'"):
+        train_or_resume(tokenizer="gpt2", **settings)
+
+
+def save_with(folder, name: str, vocab_size: int) -> None:
+    """A checkpoint as earlier versions saved it: a folder's tokenizer stands in it by name only."""
+    model = GPTModel({**CONFIG, "vocab_size": vocab_size})
+    lists = {"train_losses": [], "val_losses": [], "track_tokens_seen": []}
+    file = {"checkpoint_dir": folder, "checkpoint_file": "checkpoint_a.pt"}
+    numbers = {"epoch": 0, "global_step": 1, "tokens_seen": 0}
+    save_checkpoint(model, None, **lists, **file, **numbers, tokenizer=name, tokenizer_data=None)
+
+
+def test_a_checkpoint_that_lacks_its_tokenizer_is_refused_and_gpt2s_is_still_found(tmp_path):
+    save_with(tmp_path / "gpt2", "folder-gpt2-300:+markers+1", 301)
+    model, tokenizer, _ = load_storyteller(tmp_path / "gpt2")
+    assert encode(TEXTS[0], tokenizer) == encode(TEXTS[0], get_tokenizer(300))
+    assert model.usable_ids == 300
+    for name in ("folder-0123456789ab", "folder-own-300-0123456789ab+1"):
+        save_with(tmp_path / name, name, 301)
+        with pytest.raises(CheckpointError, match=f"{re.escape(repr(name))} .* did not save it"):
+            load_storyteller(tmp_path / name)
+
+
+def test_tokenizers_that_differ_share_no_tokens_of_a_corpus(tmp_path):
+    """They may have the same merges, with other words or other special tokens."""
+    corpus = write_stories(tmp_path / "stories.txt")
+    make_foreign(tmp_path / "plain", corpus)
+    shutil.copytree(tmp_path / "plain", tmp_path / "other words")
+    file = tmp_path / "other words" / "tokenizer.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    split = {"type": "Split", "pattern": {"Regex": r"\p{L}|\P{L}"}, "behavior": "Isolated"}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+    byte_level["trim_offsets"] = split["invert"] = False
+    content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, byte_level]}
+    file.write_text(json.dumps(content))
+    shutil.copytree(tmp_path / "plain", tmp_path / "markers")
+    file = tmp_path / "markers" / "tokenizer.json"
+    content = file.read_text(encoding="utf-8")
+    file.write_text(content.replace("<pad>", START), encoding="utf-8")
+    found = []
+    for folder in ("plain", "other words", "markers"):
+        _, tokenizer, _ = load_storyteller(tmp_path / folder)
+        ids = load_corpus(corpus, tokenizer, cache_dir=tmp_path / "cache").train_ids.tolist()
+        assert ids == load_corpus(corpus, tokenizer, cache_dir=tmp_path / folder).train_ids.tolist()
+        found.append(ids)
+    assert found[0] != found[1] and found[0] != found[2]
+
+
 @pytest.mark.parametrize("kind", [BertWordPieceTokenizer, SentencePieceBPETokenizer])
 def test_a_folder_with_a_tokenizer_of_another_kind_is_refused(tmp_path, kind):
     theirs = kind()
@@ -239,6 +355,72 @@ def test_a_folder_with_a_tokenizer_of_another_kind_is_refused(tmp_path, kind):
     make_theirs().save_pretrained(tmp_path)
     theirs.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(CheckpointError, match="the tokenizer in .* cannot be used: '(type|norm)"):
+        load_storyteller(tmp_path)
+
+
+def add_and_save(folder, token: str, special: bool, file: str) -> None:
+    """A foreign folder to whose tokenizer `token` is added, in tokenizer.json or in older files."""
+    make_foreign(folder, write_stories(folder.parent / "stories.txt"))
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    added = AddedToken(token, special=special, normalized=not special)
+    tokenizer.add_special_tokens([added]) if special else tokenizer.add_tokens([added])
+    if file == "tokenizer.json":
+        tokenizer.save(str(folder / file))
+    else:
+        (folder / "tokenizer.json").unlink()
+        tokenizer.model.save(str(folder))
+        number = tokenizer.token_to_id(token)
+        if file == "added_tokens.json":
+            (folder / file).write_text(json.dumps({token: number}))
+            named = {"pad_token": {"content": token}} if special else {}
+            (folder / "special_tokens_map.json").write_text(json.dumps(named))
+        else:
+            decoder = {str(number): {"content": token, "special": special}}
+            (folder / file).write_text(json.dumps({"added_tokens_decoder": decoder}))
+    make_theirs(vocab_size=tokenizer.get_vocab_size()).save_pretrained(folder)
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json", "added_tokens.json"])
+def test_added_words_are_refused_and_added_special_tokens_are_read(tmp_path, file):
+    """Other programs find an added word in any text, whatever the merges say."""
+    (tmp_path / "word").mkdir()
+    add_and_save(tmp_path / "word", "owl", False, file)
+    with pytest.raises(CheckpointError, match="the added token 'owl' is not special"):
+        load_storyteller(tmp_path / "word")
+    for name, token, special in (("pad", "<|fill|>", True), ("marker", START, False)):
+        (tmp_path / name).mkdir()
+        add_and_save(tmp_path / name, token, special, file)
+        _, tokenizer, _ = load_storyteller(tmp_path / name)
+        assert tokenizer.encode(token, allowed_special="all") == [tokenizer.n_vocab - 1]
+
+
+def test_a_tokenizer_that_cuts_and_fills_up_texts_for_batches_is_read(tmp_path):
+    make_foreign(tmp_path, write_stories(tmp_path / "stories.txt"))
+    file = str(tmp_path / "tokenizer.json")
+    theirs = Tokenizer.from_file(file)
+    expected = [theirs.encode(text).ids for text in TEXTS]
+    theirs.enable_truncation(4)
+    theirs.enable_padding(length=64)
+    theirs.save(file)
+    _, tokenizer, _ = load_storyteller(tmp_path)
+    assert [encode(text, tokenizer) for text in TEXTS] == expected
+
+
+def test_without_tokenizer_files_only_gpt2s_sizes_are_taken_for_gpt2(tmp_path):
+    make_theirs(vocab_size=50257).save_pretrained(tmp_path / "gpt2")
+    _, tokenizer, _ = load_storyteller(tmp_path / "gpt2")
+    assert tokenizer.name == get_tokenizer(50257).name
+    make_theirs(vocab_size=401).save_pretrained(tmp_path / "unknown")
+    with pytest.raises(CheckpointError, match="unknown.* 401 .*tokenizer.json"):
+        load_storyteller(tmp_path / "unknown")
+
+
+@pytest.mark.parametrize("text", ["{}", "not JSON", "[" * 100_000])
+def test_a_damaged_file_of_a_learned_tokenizer_is_a_checkpoint_error(tmp_path, text):
+    learned = train_tokenizer([DEFAULT_CORPUS.read_text(encoding="utf-8")[:20_000]], 300)
+    export_hf(GPTModel(CONFIG), learned, tmp_path)
+    (tmp_path / "golpo_tokenizer.json").write_text(text)
+    with pytest.raises(CheckpointError, match="golpo_tokenizer.json"):
         load_storyteller(tmp_path)
 
 

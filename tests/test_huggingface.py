@@ -7,6 +7,7 @@ from helpers import TINY_CONFIG, tiny_gpt2, write_stories
 from safetensors.torch import save_file
 
 from golpo.errors import CheckpointError
+from golpo.hf_tokenizer import write_tokenizer
 from golpo.huggingface import export_hf, load_gpt2_weights
 from golpo.inference import load_storyteller
 from golpo.runs import resume_training_from_checkpoint, start_fresh_training
@@ -123,6 +124,7 @@ def test_a_folder_of_hugging_faces_own_is_read(tmp_path):
     theirs = transformers.GPT2LMHeadModel(config).eval()
     ids = torch.randint(0, 300, (2, 24))
     theirs.save_pretrained(tmp_path / "theirs")
+    write_tokenizer(get_tokenizer(300), tmp_path / "theirs", 24)
     model, tokenizer, about = load_storyteller(tmp_path / "theirs")
     torch.testing.assert_close(model(ids), theirs(ids).logits, rtol=0, atol=1e-4)
     assert about["val_losses"] == []

@@ -1,6 +1,7 @@
 """Adapters, against the library peft on Hugging Face's GPT-2."""
 
 import copy
+import json
 
 import peft
 import pytest
@@ -76,12 +77,14 @@ def test_peft_loads_our_adapter(tmp_path):
         {"target_modules": ["c_attn"]},
         {"target_modules": ["c_attn", "c_proj", "c_fc"], "use_rslora": True},
         {"target_modules": ["mlp.c_proj"], "layers_to_transform": [1], "lora_dropout": 0.1},
+        {"target_modules": ["c_attn"], "init_lora_weights": "gaussian"},
+        {"target_modules": ["c_attn"], "init_lora_weights": "orthogonal", "r": 4},
     ],
 )
 def test_we_load_an_adapter_that_peft_has_trained(tmp_path, options):
     model = make_model()
     theirs = exported(model, tmp_path / "model")
-    config = peft.LoraConfig(task_type="CAUSAL_LM", r=3, lora_alpha=5, **options)
+    config = peft.LoraConfig(task_type="CAUSAL_LM", **{"r": 3, "lora_alpha": 5, **options})
     theirs = peft.get_peft_model(theirs, config).train()
     optimizer = torch.optim.AdamW(theirs.parameters(), lr=0.02)
     for _ in range(5):
@@ -296,6 +299,9 @@ def test_an_adapter_for_another_model_is_refused(tmp_path, other, named):
         ({"target_modules": ["c_attn"], "modules_to_save": ["wte"]}, "modules_to_save"),
         ({"target_modules": ["c_attn", "wte"]}, "wte.*belongs to no linear layer"),
         ({"target_modules": ["c_attn"], "bias": "all"}, "bias = 'all'"),
+        # These change the weights that the adapter stands beside.
+        ({"target_modules": ["c_attn"], "init_lora_weights": "pissa"}, "init_.* = 'pissa'"),
+        ({"target_modules": ["c_attn"], "init_lora_weights": "olora"}, "init_.* = 'olora'"),
     ],
 )
 def test_what_peft_can_do_beyond_lora_is_refused(tmp_path, options, named):
@@ -304,6 +310,29 @@ def test_what_peft_can_do_beyond_lora_is_refused(tmp_path, options, named):
     peft.get_peft_model(theirs, config).save_pretrained(tmp_path / "adapter")
     with pytest.raises(ValueError, match=named):
         load_adapter(make_model(), tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("key", ["layer_replication", "use_qalora", "kasa_config", "arrow_config"])
+def test_a_config_with_another_product_is_refused_by_its_key(tmp_path, key):
+    save_adapter(adapted(), tmp_path)
+    file = tmp_path / "adapter_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {key: None}))
+    load_adapter(make_model(), tmp_path)
+    file.write_text(json.dumps(config | {key: [[0, 2]]}))
+    with pytest.raises(ValueError, match=f"has {key} = .*only plain LoRA"):
+        load_adapter(make_model(), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["eval", "train", "keys", "type", "trainable"])
+def test_an_adapters_folder_may_have_any_name(tmp_path, name):
+    save_adapter(adapted(), tmp_path / name)
+    model = make_model()
+    loaded = load_adapter(model, tmp_path / name)
+    assert adapter_names(model) == [loaded]
+    assert torch.equal(logits_of(model), logits_of(adapted()))
+    with pytest.raises(ValueError, match=f"name is '{name}'.*another"):
+        add_adapter(model, name)
 
 
 def test_bad_arguments_are_named(tmp_path):
