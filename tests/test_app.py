@@ -205,6 +205,26 @@ def test_each_stop_belongs_to_its_run(page):
     assert write(page)["count"] > 5
 
 
+def test_the_error_of_a_stopped_run_does_not_end_the_next_one(page):
+    choose(page, title="", opening=FOX, temperature=0, max_tokens=20)
+    page.evaluate(
+        """() => {
+            window.lastStory = null;
+            const post = storyteller.postMessage;
+            let run = 0;
+            storyteller.postMessage = (order) => (run = order.run);
+            document.getElementById("write").click();
+            document.getElementById("stop").click();
+            storyteller.postMessage = post;
+            document.getElementById("write").click();
+            const data = { kind: "error", during: "write", run, text: "No memory.", kept: true };
+            storyteller.dispatchEvent(new MessageEvent("message", { data }));
+        }"""
+    )
+    page.wait_for_function("window.lastStory")
+    assert page.inner_text("#message") == ""
+
+
 def special_ids(tokenizer):
     return {tokenizer.encode_single_token(name) for name in tokenizer.special_tokens_set}
 

@@ -137,7 +137,8 @@ const answers = {
     finish(done);
     window.lastStory = { ...story, tokens: done.tokens, seconds: done.seconds }; // for tests
   },
-  error({ during, text, kept }) {
+  error({ during, run: failed, text, kept }) {
+    if (during === "write" && failed !== run) return;
     $("loading").hidden = true;
     ready = ready || Boolean(kept); // a storyteller that was there before is there still
     complain(text);
