@@ -13,7 +13,7 @@ const toUnits = (text, at) =>
 // The page's own texts, English → the page's language (golpo/translations.py). What a person or
 // the model wrote goes into the page as a node of text, and is never translated.
 let labels = {};
-const t = (text) => labels[text] ?? text;
+const t = (text) => (Object.hasOwn(labels, text) ? labels[text] : text);
 const verbatim = (text) => document.createTextNode(text);
 const TRANSLATED = ["ariaLabel", "placeholder", "title", "alt"];
 
