@@ -120,16 +120,18 @@ class Shelf:
         return path
 
     def read(self, name: str) -> ShelfStory:
-        """The story `name`. Raises OSError if there is none, ValueError if the file is damaged."""
+        """The story `name`. Raises OSError if there is none, ValueError for a damaged file."""
         path = self.path(name)
         try:
             record = json.loads(path.read_bytes())
+            if "passages" not in record:
+                raise ValueError("the file is none of ours")
             known = {each.name for each in fields(ShelfStory)}
             values = {key: value for key, value in record.items() if key in known}
             return ShelfStory(**values | {"name": name})
         except (ValueError, TypeError, AttributeError, RecursionError):
             raise ValueError(
-                f"the story in {str(path)!r} cannot be read; the file is damaged"
+                f"the story in {str(path)!r} cannot be read; the file is damaged, or no story"
             ) from None
 
     def stories(self) -> list[ShelfStory]:

@@ -73,7 +73,17 @@ def test_star_and_delete(tmp_path):
         shelf.delete(other.name)
 
 
-@pytest.mark.parametrize("content", [b"", b'{"title": "Th', b"[1]", b'{"passages": [["x"]]}'])
+TORN = [
+    b"",
+    b'{"title": "Th',
+    b"[1]",
+    b"1",
+    b'{"passages": [["x"]]}',
+    b'{"name": "a package", "dependencies": {}}',
+]
+
+
+@pytest.mark.parametrize("content", TORN)
 def test_a_torn_or_foreign_file_is_skipped_and_counted(tmp_path, content):
     shelf = Shelf(tmp_path)
     path = shelf.save(story())
