@@ -1,11 +1,16 @@
 """The writer's desk: the story is kept as it is written, and the shelf shows all of them."""
 
+import threading
+
 from golpo.books import Chapter, export_stories
 from golpo.manuscript import Manuscript, Version
 from golpo.shelf import Shelf, ShelfStory, new_name
 from golpo_utils import check_kind
 
 MOST_SHOWN = 200
+# The model writes on one thread and a page's messages come on another, and two studios may have
+# the same story.
+LOCK = threading.RLock()
 
 
 class DeskShelf:
@@ -30,25 +35,33 @@ class DeskShelf:
             "export": self.export,
         }
 
-    def keep(self, list_again: bool = False) -> None:
-        """Write the story's file; a disk that refuses is named once and stops nobody."""
-        now = self.desk.manuscript.now
-        if not now.text.strip() and not now.title.strip() and not self.is_kept():
-            return
-        note = self.desk.form.values["note"]
-        if (now, note) != self.kept and not self.write(now, note):
-            return
-        if list_again:
-            self.search(self.words)
+    def keep(self, list_again: bool = False) -> bool:
+        """Write the story's file if the story has changed; return whether all of it is kept.
+
+        A disk that refuses is named once and stops nobody.
+        """
+        with LOCK:
+            if self.is_empty() and not self.is_kept():
+                return True
+            now = self.desk.manuscript.now
+            note = self.desk.form.values["note"]
+            if (now, note) != self.kept and not self.write(now, note):
+                return False
+            if list_again:
+                self.search(self.words)
+            return True
 
     def write(self, now: Version, note: str) -> bool:
         """Write the story's file; return whether the disk took it."""
-        if self.is_changed_elsewhere():
+        found = self.found()
+        if found and self.differs(found):
             self.story.name = new_name()
             self.desk.say(
                 "Another studio has changed this story, too. Both are on the shelf; this page "
                 "goes on with its own."
             )
+        elif found:
+            self.story.starred = found.starred
         self.story.keep(now, note)
         try:
             self.shelf.save(self.story)
@@ -61,17 +74,24 @@ class DeskShelf:
         self.kept = (now, note)
         return True
 
-    def is_changed_elsewhere(self) -> bool:
-        """Whether the story's file holds something else than this desk wrote or read last."""
+    def found(self) -> ShelfStory | None:
+        """The story as its file has it; None if there is no file, or a damaged one."""
+        try:
+            return self.shelf.read(self.story.name)
+        except (OSError, ValueError):
+            return None
+
+    def differs(self, found: ShelfStory) -> bool:
+        """Whether a file holds something else than this desk wrote or read last."""
         if self.kept is None:
             return False
-        try:
-            found = self.shelf.read(self.story.name)
-        except (OSError, ValueError):
-            return False
         version, note = self.kept
-        mine = (version.title, version.text, note)
-        return mine != (found.title, found.text, found.note)
+        return (version.title, version.text, note) != (found.title, found.text, found.note)
+
+    def is_empty(self) -> bool:
+        """Whether the story that is shown has neither text nor title."""
+        now = self.desk.manuscript.now
+        return not now.text.strip() and not now.title.strip()
 
     def is_kept(self) -> bool:
         """Whether the story has a file."""
@@ -90,10 +110,25 @@ class DeskShelf:
         event = {"ev": "shelf", "rows": rows, "more": len(found) - len(rows)}
         self.desk.send(event | {"skipped": self.shelf.skipped, "open": self.story.name})
 
+    def leave(self) -> None:
+        """Keep the story, for another one takes its place. Raises ValueError if that fails."""
+        if not self.keep() and not self.is_empty():
+            raise ValueError(
+                f"the story is not kept ({self.trouble}); make room, or export or copy it and then "
+                "clear its text and title"
+            )
+
     def open(self, name: str) -> None:
         """Show a story of the shelf, and write on in its file."""
-        self.keep()
-        story = self.shelf.read(name)
+        with LOCK:
+            self.leave()
+            story = self.shelf.read(name)
+            if name != self.story.name or self.differs(story):
+                self.change(story)
+            self.search(self.words)
+
+    def change(self, story: ShelfStory) -> None:
+        """Show a story as its file has it."""
         manuscript = Manuscript()
         manuscript.versions = [story.version()]
         manuscript.runs = max((p.run for p in manuscript.now.passages), default=0)
@@ -101,36 +136,35 @@ class DeskShelf:
         self.kept = (manuscript.now, story.note)
         self.desk.form.set({"note": story.note})
         self.desk.change(manuscript)
-        self.search(self.words)
 
     def begin(self) -> None:
-        """The story that comes now has no file yet."""
+        """Show an empty story, which has no file yet."""
         self.story = ShelfStory()
         self.kept = None
-
-    def new(self) -> None:
-        """Begin an empty story."""
-        self.keep()
-        self.begin()
         self.desk.form.set({"note": ""})
         self.desk.change(Manuscript())
         self.search(self.words)
 
+    def new(self) -> None:
+        """Begin an empty story."""
+        with LOCK:
+            self.leave()
+            self.begin()
+
     def star(self, name: str, starred: bool) -> None:
         """Give a story a star, or take it away."""
-        if name == self.story.name:
-            self.story.starred = bool(starred)
-        self.shelf.star(name, starred)
-        self.search(self.words)
+        with LOCK:
+            self.shelf.star(name, starred)
+            self.search(self.words)
 
     def delete(self, name: str) -> None:
         """Delete a story's file; if it is the one that is shown, an empty one takes its place."""
-        self.shelf.delete(name)
-        if name == self.story.name:
-            self.begin()
-            self.desk.form.set({"note": ""})
-            self.desk.change(Manuscript())
-        self.search(self.words)
+        with LOCK:
+            self.shelf.delete(name)
+            if name == self.story.name:
+                self.begin()
+            else:
+                self.search(self.words)
 
     def export(self, kind: str, everything: bool = False) -> None:
         """Send a file with the story that is shown, or with all of the shelf, oldest first."""

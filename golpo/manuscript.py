@@ -149,8 +149,8 @@ class Manuscript:
         before = self.versions[self.shown - 1]
         same = (before.title, before.text) == (self.title, self.text)
         if same and self.can_undo:
-            del self.versions[self.shown]
-            self.shown -= 1
+            self.shown -= 1  # first: another thread may ask for `now` at any moment
+            del self.versions[self.shown + 1]
         self.versions[self.shown] = replace(self.now, ended=why)
 
     def last_passage(self) -> int | None:

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import signal
+import threading
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from helpers import WORDS_CONFIG
 
 import golpo.desk_choices
 import golpo.desk_writing
+import golpo.shelf
 from golpo.adapter_files import base_fingerprint
 from golpo.beam_stories import beam_story
 from golpo.choices import read_choices
@@ -553,6 +555,98 @@ def test_a_folder_that_refuses_is_said_once(model, tmp_path):
     desk.receive({"do": "go"})
     said = [text for text in page.messages() if "not kept" in text]
     assert len(said) == 1 and "stories" in said[0] and len(page.text) > 7
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """Call it, and nothing can be written any more; call the answer, and it can."""
+    replace = golpo.shelf.replace_file
+
+    def refuse(path, write):
+        raise OSError(28, "No space left on device", str(path))
+
+    def fill():
+        monkeypatch.setattr(golpo.shelf, "replace_file", refuse)
+        return lambda: monkeypatch.setattr(golpo.shelf, "replace_file", replace)
+
+    return fill
+
+
+@pytest.mark.parametrize("action", ["new", "open"])
+def test_a_story_that_is_not_kept_makes_room_for_no_other(desk, tmp_path, full_disk, action):
+    type_text(desk, "another story")
+    values = {"name": desk.shelf.story.name} if action == "open" else {}
+    desk.ask("new")
+    type_text(desk, "One day")
+    make_room = full_disk()
+    type_text(desk, "One day, a fox")
+    desk.page.events.clear()
+    desk.ask(action, **values)
+    assert "not kept" in desk.page.messages()[0] and "No space left" in desk.page.messages()[0]
+    assert desk.page.text == "One day, a fox" and desk.manuscript.can_undo
+    make_room()
+    desk.ask(action, **values)
+    assert "One day, a fox" in {story.text for story in Shelf(tmp_path).stories()}
+    assert desk.page.text != "One day, a fox"
+
+
+def test_on_a_full_disk_an_empty_page_may_follow_an_empty_one(desk, full_disk):
+    """Whoever has copied the story and cleared the page can begin another one."""
+    type_text(desk, "One day")
+    full_disk()
+    type_text(desk, "One day, a fox")
+    type_text(desk, "")
+    desk.page.events.clear()
+    desk.ask("new")
+    assert not desk.page.messages() and not desk.manuscript.can_undo
+
+
+def test_two_threads_keep_one_story_as_one_file(desk, tmp_path):
+    """A kernel writes on its loop, and takes in what pages send on another thread."""
+    type_text(desk, "A fox ran.")
+
+    def write():
+        for number in range(150):
+            desk.manuscript.begin_passage()
+            desk.manuscript.append(f" w{number}")
+            desk.manuscript.end_passage("limit")
+            desk.shelf.keep()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    for number in range(150):
+        desk.ask("form", values={"note": f"note {number}"})
+    thread.join()
+    desk.show()
+    assert desk.page.messages() == []
+    (story,) = Shelf(tmp_path).stories()
+    assert story.text.endswith(" w149") and story.note == "note 149"
+    assert os.listdir(tmp_path / "stories") == [f"{story.name}.json"]
+
+
+def test_a_star_of_another_studio_lasts(desk, model, tmp_path):
+    type_text(desk, "A fox ran.")
+    other = Desk(*model, tmp_path, "", Page().take)
+    other.receive({"do": "star", "name": desk.shelf.story.name, "starred": True})
+    type_text(desk, "A fox ran home.")
+    (story,) = Shelf(tmp_path).stories()
+    assert story.starred and story.text == "A fox ran home."
+    desk.ask("star", name=story.name, starred=False)
+    type_text(desk, "A fox slept.")
+    assert not Shelf(tmp_path).read(story.name).starred
+
+
+def test_the_row_of_the_story_that_is_shown_changes_nothing(desk, model, tmp_path):
+    type_text(desk, "A fox.")
+    type_text(desk, "A fox ran.")
+    name = desk.shelf.story.name
+    desk.ask("open", name=name)
+    assert desk.page.text == "A fox ran." and desk.manuscript.can_undo
+    other = Desk(*model, tmp_path, "", Page().take)
+    other.receive({"do": "open", "name": name})
+    other.receive({"do": "title", "title": "The Fox"})
+    desk.ask("open", name=name)  # another studio has changed it
+    assert desk.manuscript.title == "The Fox"
 
 
 def test_presets_of_ones_own_last(desk, model, tmp_path):
