@@ -113,7 +113,7 @@ class Alternatives:
         self.offer = Offer(text, now.title.strip(), format_request(options["request"]))
         self.offer.ways = [Way(label, options | change, bool(short)) for label, change in changes]
         self.show()
-        desk.runner.start(self.write(self.offer))
+        desk.runner.start(self.write(self.offer), self.show)
         desk.show_state()
 
     async def write(self, offer: Offer) -> None:
@@ -135,7 +135,6 @@ class Alternatives:
         finally:
             for way in offer.ways:
                 way.ended = way.ended or "stopped"
-            self.show()
 
     def model(self) -> tuple:
         return self.desk.model, self.desk.tokenizer

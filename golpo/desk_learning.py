@@ -4,22 +4,35 @@ import asyncio
 
 from golpo.choices import CHOICES_FILE, read_choices
 from golpo.files import as_path
-from golpo.lora import MAX_STRENGTH, load_adapter, remove_adapter, set_adapter_strength
+from golpo.lora import (
+    MAX_STRENGTH,
+    adapter_names,
+    load_adapter,
+    remove_adapter,
+    set_adapter_strength,
+)
 from golpo.preferences import LEAST_CHOICES, learn_steps
-from golpo.tastes import newest_taste
+from golpo.tastes import TASTE, newest_taste
+from golpo_utils import check_number
 
 DONE = object()
 
 
 class Learning:
-    """The adapter that was learned from choices. name: in the model; "" without one."""
+    """The adapter that was learned from choices. It stands in the model under the name TASTE."""
 
     def __init__(self, desk, output_dir):
         self.desk = desk
         self.folder = as_path("output_dir", output_dir)
-        self.name = ""
-        self.strength = 0.0
         self.actions = {"learn": self.learn, "strength": self.set_strength}
+
+    @property
+    def strength(self) -> float:
+        """How much the taste counts: in the model, which several studios may share."""
+        model = self.desk.model
+        if TASTE not in adapter_names(model):
+            return 0.0
+        return model.adapters[TASTE].layers()[0].strength
 
     def show(self) -> None:
         """Send how many choices there are, and how much the taste counts."""
@@ -34,23 +47,20 @@ class Learning:
 
     def set_strength(self, value: float) -> None:
         """Let what was learned count from 0 (not at all) to 1.5; it is loaded when first used."""
-        if not self.name:
+        model = self.desk.model
+        check_number("the taste's strength", value, 0, MAX_STRENGTH)
+        if TASTE not in adapter_names(model):
             folder = newest_taste(self.folder)
             if folder is None:
                 raise ValueError("nothing has been learned yet; press Learn from my choices")
-            self.name = load_adapter(self.desk.model, folder)
-        set_adapter_strength(self.desk.model, value, self.name)
-        self.strength = float(value)
+            load_adapter(model, folder, TASTE)
+        set_adapter_strength(model, value, TASTE)
 
     def learn(self) -> None:
-        """Learn from all choices, in the background."""
+        """Learn from all choices, in the background. It begins with the model without the taste."""
         choices = read_choices(self.folder).choices
-        if self.name:  # learning begins with the plain model
-            remove_adapter(self.desk.model, self.name)
-            self.name = ""
-            self.strength = 0.0
         steps = learn_steps(self.desk.model, self.desk.tokenizer, choices, self.folder)
-        self.desk.runner.start(self.run(steps))
+        self.desk.runner.start(self.run(steps), self.show)
         self.desk.show_state()
 
     async def run(self, steps) -> None:
@@ -74,6 +84,7 @@ class Learning:
         if learned is None:
             self.desk.say("Learning was stopped; nothing was saved.")
             return
-        self.set_strength(1.0)
+        if TASTE in adapter_names(self.desk.model):
+            remove_adapter(self.desk.model, TASTE)
+        load_adapter(self.desk.model, learned.folder, TASTE)
         self.desk.say(learned.describe().replace("\n", " "))
-        self.show()

@@ -26,11 +26,14 @@ class Runner:
         self.stops: list = []
         self.busy = False
 
-    def start(self, work: Coroutine) -> None:
-        """Begin in the background; in plain Python, where there is no loop, do all of it here."""
+    def start(self, work: Coroutine, at_end: Callable[[], object]) -> None:
+        """Begin in the background; in plain Python, where there is no loop, do all of it here.
+
+        at_end: called when the work is over, whatever has ended it; the next may then begin.
+        """
         self.busy = True
         self.stops = []
-        task = self.run(work)
+        task = self.run(work, at_end)
         loop = self.loop or running_loop()
         if loop is None:
             asyncio.run(task)
@@ -42,7 +45,7 @@ class Runner:
         """Ask the work to end after the present token."""
         self.stops.append("Stop")
 
-    async def run(self, work: Coroutine) -> None:
+    async def run(self, work: Coroutine, at_end: Callable[[], object]) -> None:
         """The work, with signals noted instead of raised."""
         # The click ends first, and with it the kernel's own handler of SIGINT.
         await asyncio.sleep(0.01)
@@ -50,9 +53,11 @@ class Runner:
             with defer_signals() as requests:
                 requests += self.stops  # Stop may have been quicker
                 self.stops = requests
-                await work
+                try:
+                    await work
+                finally:
+                    self.busy = False
+                    at_end()
         except Exception as error:
             self.report(error)
-        finally:
-            self.busy = False
-            self.report(None)
+        self.report(None)

@@ -76,7 +76,7 @@ class Writing:
         self.seconds = 0.0
         self.desk.runner.busy = True
         self.desk.show()
-        self.desk.runner.start(self.write(options))
+        self.desk.runner.start(self.write(options), self.end)
 
     def note_sight(self, sight: Sight) -> None:
         """Remember where the model's sight begins, to show a line there."""
@@ -104,9 +104,11 @@ class Writing:
                 await asyncio.sleep(0.001)  # Stop, the page and other cells get their turn
         finally:
             self.desk.manuscript.end_passage(why)
-            self.desk.runner.busy = False
-            self.desk.show()
-            self.desk.shelf.keep(list_again=True)
+
+    def end(self) -> None:
+        """Show and keep the passage, which is complete."""
+        self.desk.show()
+        self.desk.shelf.keep(list_again=True)
 
     def add(self, piece: Piece) -> None:
         """Take in a piece; show and keep what is new when it is time to."""

@@ -1,6 +1,7 @@
 """The writer's desk without a browser: what a page asks for, and what it is shown."""
 
 import asyncio
+import copy
 import json
 import math
 import os
@@ -10,16 +11,18 @@ import threading
 import pytest
 import torch
 from helpers import WORDS_CONFIG
+from safetensors.torch import load_file
 
 import golpo.desk_choices
 import golpo.desk_writing
 import golpo.shelf
 from golpo.adapter_files import base_fingerprint
 from golpo.beam_stories import beam_story
-from golpo.choices import read_choices
+from golpo.choices import Choice, append_choice, read_choices
 from golpo.desk import Desk
 from golpo.desk_form import PRESETS
 from golpo.desk_stream import StoryReader, stream_passage
+from golpo.lora import adapter_names
 from golpo.requests import Request, request_opening
 from golpo.shelf import Shelf
 from golpo.stories import remove_markers
@@ -413,6 +416,21 @@ def test_the_liked_way_is_noted(desk, model, tmp_path):
     assert desk.page.last("taste")["choices"] == 1 and not desk.page.last("ways")["can_like"]
 
 
+def test_whoever_clicks_as_soon_as_the_ways_are_there_is_heard(desk, tmp_path):
+    take = desk.send
+
+    def click(event, buffers=None):
+        take(event, buffers)
+        ways = event.get("ways") if event.get("ev") == "ways" else None
+        if ways and event["can_like"] and all(ended for *_, ended in ways):
+            desk.ask("like", number=0)
+
+    desk.send = click
+    type_text(desk, "A dog")
+    desk.ask("ways", count=2, short=False)
+    assert len(read_choices(tmp_path).choices) == 1 and not desk.page.messages()
+
+
 def test_the_streamed_ways_are_the_whole_ones(desk):
     """On a loop, where frames are sent: their words together are what is shown at the end."""
 
@@ -464,6 +482,80 @@ def test_learning_gives_a_taste_whose_strength_is_set(desk, tmp_path):
     desk.ask("strength", value=9)
     assert "9" in desk.page.messages()[-1]
     desk.ask("strength", value=0)
+
+
+@pytest.fixture
+def learner(desk, tmp_path):
+    """A desk with a model of its own, and twelve choices."""
+    desk.model = GPTModel(WORDS_CONFIG).eval()
+    for number in range(12):
+        append_choice(tmp_path, Choice([f" The owl saw {number} mice.", f" No {number}."], 0))
+    return desk
+
+
+def adapters_of(desk):
+    """The strength of each adapter in the desk's model."""
+    model = desk.model
+    return {name: model.adapters[name].layers()[0].strength for name in adapter_names(model)}
+
+
+def test_a_second_studio_has_the_taste_of_the_first(learner, tmp_path):
+    """As when the cell is run again: the model is the same one."""
+    learner.ask("learn")
+    assert list(adapters_of(learner).values()) == [1.0]
+    page = Page()
+    other = Desk(learner.model, learner.tokenizer, tmp_path, "", page.take)
+    other.receive({"do": "hello"})
+    assert page.last("taste")["strength"] == 1.0
+    other.receive({"do": "strength", "value": 0.5})
+    assert not page.messages() and list(adapters_of(learner).values()) == [0.5]
+    other.receive({"do": "learn"})
+    assert list(adapters_of(learner).values()) == [1.0]
+    # Learning began with the plain model, so the same choices teach the same.
+    folders = (tmp_path / "taste-1", tmp_path / "taste-2")
+    first, second = (load_file(folder / "adapter_model.safetensors") for folder in folders)
+    assert first.keys() == second.keys()
+    for name, weights in first.items():
+        torch.testing.assert_close(second[name], weights)
+
+
+def stop_at_once(desk):
+    async def play():
+        desk.ask("learn")
+        await asyncio.sleep(0.02)
+        desk.ask("stop")
+        while desk.runner.busy:
+            await asyncio.sleep(0.001)
+
+    on_a_loop(play)
+
+
+def forget_choices(desk):
+    (desk.learning.folder / "choices.jsonl").unlink()
+    desk.ask("learn")
+
+
+@pytest.mark.parametrize("fail", [stop_at_once, forget_choices])
+def test_learning_that_ends_early_leaves_the_taste_there_was(learner, fail):
+    learner.ask("learn")
+    learner.ask("strength", value=0.7)
+    before = adapters_of(learner)
+    learner.page.events.clear()
+    fail(learner)
+    assert learner.page.messages() and adapters_of(learner) == before
+    assert learner.page.last("taste")["strength"] == 0.7
+    assert not (learner.learning.folder / "taste-2").exists()
+
+
+def test_a_strength_that_is_refused_loads_nothing(learner, tmp_path):
+    fresh = copy.deepcopy(learner.model)
+    learner.ask("learn")
+    page = Page()
+    other = Desk(fresh, learner.tokenizer, tmp_path, "", page.take)
+    other.receive({"do": "strength", "value": 9})
+    assert "9" in page.messages()[-1] and adapter_names(fresh) == []
+    other.receive({"do": "strength", "value": 0.9})
+    assert len(page.messages()) == 1 and adapters_of(other) == {"taste": 0.9}
 
 
 # The shelf
