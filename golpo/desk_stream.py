@@ -12,7 +12,7 @@ from golpo.console import plain_text
 from golpo.long_stories import Sight, complete_pieces, is_broken_end, sight_of, stream_long_story
 from golpo.requests import Request, request_opening
 from golpo.stories import remove_markers
-from golpo_utils import END, TITLE, TITLE_END, GPTModel, story_opening, stream_story
+from golpo_utils import END, TITLE, TITLE_END, GPTModel, encode, story_opening, stream_story
 
 INCOMPLETE = re.compile(r"<(/?(\|\w*\|?)?)?$")  # the beginning of a marker, or of a title's end
 
@@ -76,6 +76,38 @@ def write_with_beams(
     )
 
 
+def opening_with(
+    request: Request, model: GPTModel, tokenizer: tiktoken.Encoding, sight: Sight
+) -> dict:
+    """Keywords of `story_opening`: with the request while all fits into the model's context."""
+    if request.is_used() and sight.start == 0:
+        opening = request_opening(request, sight.title, sight.prompt)
+        if len(story_opening(tokenizer, **opening)) <= model.config["context_length"]:
+            return opening
+    return sight.opening()
+
+
+def passage_opening(
+    model: GPTModel,
+    tokenizer: tiktoken.Encoding,
+    text: str,
+    title: str,
+    note: str,
+    request: Request,
+) -> dict:
+    """What the model sees when it begins a passage, as keywords of `story_opening`."""
+    note = note if text.strip() or title else ""
+    sight = sight_of(model, tokenizer, text.rstrip(" "), title, note)
+    return opening_with(request, model, tokenizer, sight)
+
+
+def most_at_first(model: GPTModel, tokenizer: tiktoken.Encoding, request: Request) -> int:
+    """How many tokens a story without a title may have until it goes on with the one it chose."""
+    capacity = model.config["context_length"]
+    opening = passage_opening(model, tokenizer, "", "", "", request)
+    return min(capacity // 2, capacity - len(story_opening(tokenizer, **opening)) + 1)
+
+
 def raw_pieces(
     model: GPTModel,
     tokenizer: tiktoken.Encoding,
@@ -91,16 +123,10 @@ def raw_pieces(
     """Yield what the model writes after `text`; return "end" or "limit".
 
     num_beams: above 1, it is searched for; then empty pieces come first, one a token.
-    A request is a part of what the model sees as long as all of the text fits into its context.
     """
     write = stream_story
     if num_beams > 1:
         write = functools.partial(write_with_beams, num_beams)
-    sight = sight_of(model, tokenizer, text, title, note)
-    if request.is_used() and sight.start == 0 and sight.text == text:
-        opening = request_opening(request, title, sight.prompt)
-        if len(story_opening(tokenizer, **opening)) <= model.config["context_length"]:
-            return (yield from write(model, tokenizer, **opening, **settings))
     return (
         yield from stream_long_story(
             model,
@@ -110,6 +136,7 @@ def raw_pieces(
             note=note,
             on_sight=on_sight,
             write=write,
+            opening_of=functools.partial(opening_with, request, model, tokenizer),
             **settings,
         )
     )
@@ -139,23 +166,25 @@ def stream_passage(
             )
         )
     reader = StoryReader(at_start=True)
-    first = min(left, model.config["context_length"] // 2)
+    first = min(left, most_at_first(model, tokenizer, request))
     stream = raw_pieces(
-        model, tokenizer, "", "", "", request, None, max_new_tokens=first, **settings
+        model, tokenizer, "", "", "", request, on_sight, max_new_tokens=first, **settings
     )
     prose = ""
     for raw, ended in complete_pieces(stream):
-        left -= 1
         cut = ended == "limit" and is_broken_end(raw, (END,))
         piece = reader.feed("" if cut else raw)
         prose += piece.words
         title = piece.title or title
         yield piece
-        if ended == "end" or left <= 0:
-            return ended or "limit"
+        if ended == "end":
+            return ended
         # The note would stand where a title stands; so the model sees it once there is a title.
         if note.strip() and (TITLE_END in reader.raw or len(reader.raw) > MOST_BEFORE_NOTE):
             break
+    left -= first if ended else len(encode(reader.raw, tokenizer))
+    if left <= 0:
+        return "limit"
     settings["seed"] = None if settings.get("seed") is None else settings["seed"] + 1
     return (
         yield from continued(

@@ -5,7 +5,7 @@ import time
 
 from golpo.desk_stream import Piece, stream_passage
 from golpo.long_stories import Sight
-from golpo_utils import check_kind
+from golpo_utils import check_kind, encode
 
 SECONDS_BETWEEN_FRAMES = 0.1
 SECONDS_BETWEEN_SPEEDS = 1.0
@@ -89,6 +89,8 @@ class Writing:
             self.desk.model, self.desk.tokenizer, *before, on_sight=self.note_sight, **options
         )
         started = time.monotonic()
+        self.with_beams = "num_beams" in options
+        self.most = options["max_new_tokens"]
         self.frame_at = self.speed_at = 0.0
         self.saved_at = started
         why = "stopped"
@@ -110,12 +112,18 @@ class Writing:
         self.desk.show()
         self.desk.shelf.keep(list_again=True)
 
+    def count(self, piece: Piece) -> int:
+        """About how many tokens a piece is; a character may be several."""
+        if self.with_beams:  # they give an empty piece for each token
+            return 1
+        return max(1, len(encode(piece.raw, self.desk.tokenizer)))
+
     def add(self, piece: Piece) -> None:
         """Take in a piece; show and keep what is new when it is time to."""
         manuscript = self.desk.manuscript
         self.model_title = piece.title or self.model_title
         manuscript.append(piece.words, piece.title)
-        self.tokens += 1
+        self.tokens = min(self.tokens + self.count(piece), self.most)
         now = time.monotonic()
         if now - self.frame_at > SECONDS_BETWEEN_FRAMES:
             self.frame_at = now

@@ -28,6 +28,10 @@ class Sight:
         """The note, as a paragraph of its own, and the visible text."""
         return f"{self.note}\n\n{self.text}" if self.note else self.text
 
+    def opening(self) -> dict:
+        """Keywords of `story_opening`."""
+        return {"prompt": self.prompt, "title": self.title}
+
 
 def first_tokens(text: str, tokenizer: tiktoken.Encoding, count: int) -> str:
     """`text` up to its first `count` tokens, without a half character at the end."""
@@ -105,6 +109,7 @@ def stream_long_story(
     seed: int | None = None,
     on_sight: Callable[[Sight], None] | None = None,
     write: Callable[..., Iterator[str]] | None = None,
+    opening_of: Callable[[Sight], dict] | None = None,
     **sampling: float | None,
 ) -> Iterator[str]:
     """Yield a story in pieces of text, as `stream_story` does; return "end" or "limit".
@@ -112,6 +117,7 @@ def stream_long_story(
     note: a line or two that the model always sees: who, where, what must not be forgotten.
     on_sight: called with what the model sees, first and whenever that becomes less.
     write: what writes each part, with the keywords of `stream_story`, which is the default.
+    opening_of: what of them gives the model its opening; by default that is the sight's own.
     Without a note, a story that fits into the context is the one that `stream_story` generates.
     """
     write = write or stream_story
@@ -123,18 +129,12 @@ def stream_long_story(
         sight = sight_of(model, tokenizer, text, title or "", note)
         if on_sight:
             on_sight(sight)
-        opening = story_opening(tokenizer, sight.prompt, sight.title)
-        count = min(left, max(1, capacity - len(opening) + 1))
+        opening = opening_of(sight) if opening_of else sight.opening()
+        size = len(story_opening(tokenizer, **opening))
+        count = min(left, max(1, capacity - size + 1))
         left -= count
-        stream = write(
-            model,
-            tokenizer,
-            sight.prompt,
-            title=sight.title,
-            max_new_tokens=count,
-            seed=None if seed is None else seed + part,
-            **sampling,
-        )
+        now = None if seed is None else seed + part
+        stream = write(model, tokenizer, max_new_tokens=count, seed=now, **opening, **sampling)
         for piece, ended in complete_pieces(stream):
             last = ended == "end" or (ended is not None and left <= 0)
             whole = ended is None or last or not is_broken_end(piece, (END,))

@@ -13,9 +13,11 @@ import torch
 from helpers import WORDS_CONFIG
 from safetensors.torch import load_file
 
+import golpo.desk
 import golpo.desk_choices
 import golpo.desk_writing
 import golpo.shelf
+import golpo_utils
 from golpo.adapter_files import base_fingerprint
 from golpo.beam_stories import beam_story
 from golpo.choices import Choice, append_choice, read_choices
@@ -26,7 +28,7 @@ from golpo.lora import adapter_names
 from golpo.requests import Request, request_opening
 from golpo.shelf import Shelf
 from golpo.stories import remove_markers
-from golpo_utils import GPTModel, get_tokenizer, stream_story
+from golpo_utils import GPTModel, get_tokenizer, story_opening, stream_story
 
 HOSTILE = [
     "",
@@ -154,6 +156,69 @@ def test_past_the_context_the_model_sees_title_and_note(desk):
     assert desk.page.last("state")["sight"] == desk.writing.sight
 
 
+@pytest.fixture
+def prefills(desk, monkeypatch):
+    """The ids that the model begins with, each time that it begins to write."""
+    found = []
+    real = golpo_utils.Decoder.prefill
+
+    def prefill(decoder, token_ids):
+        found.append(token_ids[0].tolist())
+        return real(decoder, token_ids)
+
+    monkeypatch.setattr(golpo_utils.Decoder, "prefill", prefill)
+    return found
+
+
+@pytest.mark.parametrize("hero", ["", "Hanna"])
+@pytest.mark.parametrize("text", ["", "Once there was a mill."])
+def test_with_a_request_too_title_and_note_are_seen_past_the_context(desk, prefills, hero, text):
+    desk.ask("form", values={"note": "Mira is brave.", "hero": hero, "max_new_tokens": 150})
+    desk.ask("title", title="Mill")
+    type_text(desk, text)
+    desk.ask("go")
+    seen = [desk.tokenizer.decode(ids) for ids in prefills]
+    assert len(seen) > 3 and not desk.page.messages()
+    assert all("Mira is brave." in opening and "Mill" in opening for opening in seen)
+    assert ["Hero: Hanna" in opening for opening in seen] == [bool(hero)] + [False] * len(seen[1:])
+    assert desk.writing.sight > 0
+    desk.ask("undo")
+    desk.ask("form", values={"max_new_tokens": 10})
+    desk.ask("go")
+    assert desk.writing.sight == 0
+
+
+def test_a_long_request_leaves_room_for_the_title_that_the_model_chooses(desk, prefills):
+    words = "lamp, owl, mill, fox, moon, house, tree, river, stone, bread"
+    desk.ask("form", values={"words": words, "max_new_tokens": 120})
+    desk.ask("go")
+    length = desk.model.config["context_length"]
+    assert len(prefills[0]) > length // 2 and len(prefills) > 2
+    assert all(len(ids) <= length for ids in prefills)
+    marker = desk.tokenizer.encode("<|start|>", allowed_special="all")
+    assert all(ids[: len(marker)] == marker for ids in prefills)
+
+
+def test_the_inspector_shows_what_the_model_would_see(desk, monkeypatch, prefills):
+    seen = []
+    real = golpo.desk.inspect_next
+
+    def inspect_next(model, tokenizer, prose, title, *values, **more):
+        seen.append(story_opening(tokenizer, prose, title, **more))
+        return real(model, tokenizer, prose, title, *values, **more)
+
+    monkeypatch.setattr(golpo.desk, "inspect_next", inspect_next)
+    desk.ask("form", values={"note": "Mira is brave.", "hero": "Hanna", "max_new_tokens": 10})
+    for text in ("", "Once there ", "Once there was a mill. " * 20):
+        type_text(desk, text)
+        prefills.clear()
+        desk.ask("inspect")
+        desk.ask("go")
+        assert seen[-1] == prefills[0]
+        desk.ask("undo")
+    assert not desk.page.messages()
+
+
 def test_undo_and_redo_go_over_every_change(desk, writes):
     texts = [""]
     for number in range(3):
@@ -207,6 +272,28 @@ def test_retry_replaces_the_last_passage_with_the_next_seed(desk, writes):
     for _ in range(3):
         desk.ask("undo")
     assert (desk.page.text, desk.manuscript.title) == ("A dog ran.", "One")
+
+
+@pytest.mark.parametrize("text", ["", "x"])
+def test_tokens_are_counted_where_a_character_is_several(tmp_path, monkeypatch, text):
+    """As in Bengali with an English tokenizer: max tokens are tokens, not characters."""
+    tokenizer = get_tokenizer(600)
+    ids = tokenizer.encode("গল্প ")
+    sampled = []
+
+    def sample(probabilities, uniform):
+        sampled.append(ids[len(sampled) % len(ids)])
+        return torch.tensor([sampled[-1]])
+
+    monkeypatch.setattr(golpo_utils, "sample_token", sample)
+    page = Page()
+    model = GPTModel(WORDS_CONFIG | {"vocab_size": 600}).eval()
+    desk = Desk(model, tokenizer, tmp_path, "", page.take)
+    desk.receive({"do": "edit", "start": 0, "end": 0, "text": text, "length": 0})
+    desk.receive({"do": "form", "values": {"max_new_tokens": 100}})
+    desk.receive({"do": "go"})
+    assert not page.messages() and len(sampled) == 100
+    assert 90 < page.last("state")["tokens"] <= 100
 
 
 def test_stop_and_edit_while_the_model_writes(desk):
@@ -370,6 +457,11 @@ def test_a_request_is_done_when_its_action_is_over(desk, writes):
         {"do": "export", "kind": "pdf"},
         {"do": "retry"},
         {"do": "learn"},
+        {"do": "inspect", "layer": 99, "head": 0},
+        {"do": "inspect", "layer": 0, "head": 2},
+        {"do": "inspect", "layer": -1, "head": 0},
+        {"do": "inspect", "layer": 0, "head": 0.5},
+        {"do": "inspect", "layer": None, "head": 0},
     ],
     ids=str,
 )
