@@ -15,6 +15,7 @@ from golpo.desk_form import DeskForm
 from golpo.desk_learning import Learning
 from golpo.desk_runner import Runner
 from golpo.desk_shelf import DeskShelf
+from golpo.desk_stream import passage_opening
 from golpo.desk_writing import Writing
 from golpo.inspector import inspect_next
 from golpo.manuscript import MODEL, Manuscript
@@ -174,8 +175,18 @@ class Desk:
     def inspect(self, layer: int = 0, head: int = 0) -> None:
         """Show the likeliest next tokens, and where a head looks."""
         now = self.manuscript.now
-        sampling = self.form.sampling()
+        options = self.form.options()
+        opening = passage_opening(
+            self.model, self.tokenizer, now.text, now.title, options["note"], options["request"]
+        )
         bars, picture = inspect_next(
-            self.model, self.tokenizer, now.text, now.title, sampling, int(layer), int(head)
+            self.model,
+            self.tokenizer,
+            opening.pop("prompt"),
+            opening.pop("title", ""),
+            self.form.sampling(),
+            layer,
+            head,
+            **opening,
         )
         self.send({"ev": "inspect", "bars": bars}, [picture])

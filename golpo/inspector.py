@@ -12,6 +12,7 @@ from golpo_utils import (
     FusedModule,
     GPTModel,
     Sampling,
+    check_number,
     next_token_probabilities,
     story_opening,
 )
@@ -87,9 +88,16 @@ def inspect_next(
     sampling: Sampling,
     layer: int,
     head: int,
+    markers: bool = False,
 ) -> tuple[str, bytes]:
-    """The candidates after a story as HTML, and a PNG file: where a head looks in its end."""
-    ids = story_opening(tokenizer, prose, title)[-model.config["context_length"] :]
+    """The candidates after a story as HTML, and a PNG file: where a head looks in its end.
+
+    prose, title and markers: as `story_opening` has them. Raises ValueError for a layer or a head
+    that the model does not have.
+    """
+    check_number("the layer", layer, 0, len(model.trf_blocks) - 1, whole=True)
+    check_number("the head", head, 0, model.config["n_heads"] - 1, whole=True)
+    ids = story_opening(tokenizer, prose, title, markers)[-model.config["context_length"] :]
     tokens = torch.tensor([ids], device=model.tok_emb.weight.device)  # (1, t)
     with torch.inference_mode():
         logits = model.next_logits(tokens)[:, : model.usable_ids]  # (1, usable)

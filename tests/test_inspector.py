@@ -102,3 +102,19 @@ def test_attention_is_what_the_formula_gives():
         torch.testing.assert_close(weights[i, : i + 1], scores.softmax(0), atol=1e-6, rtol=0)
         assert not weights[i, i + 1 :].any()
     assert FusedModule.use_fused
+
+
+@pytest.mark.parametrize(
+    "layer, head, message",
+    [
+        (2, 0, "the layer is 2; it must be a whole number from 0 to 1"),
+        (-1, 0, "the layer is -1"),
+        (0.5, 0, "the layer is 0.5"),
+        (0, SMALL["n_heads"], "the head is"),
+        (0, -1, "the head is -1"),
+    ],
+)
+def test_a_layer_or_a_head_that_is_not_there_is_named(layer, head, message):
+    model, tokenizer = GPTModel(SMALL).eval(), get_tokenizer(4096)
+    with pytest.raises(ValueError, match=message):
+        inspect_next(model, tokenizer, "Once", "", Sampling(), layer, head)
