@@ -1,5 +1,6 @@
 """The writer's desk: the settings of its sliders, its note, its requests, and presets by name."""
 
+import itertools
 import json
 
 from golpo.files import as_path, make_folder, replace_file
@@ -55,7 +56,8 @@ class DeskForm:
         self.desk = desk
         self.path = as_path("output_dir", output_dir) / PRESETS_FILE
         self.values = {**DEFAULT_SAMPLING, "seed": 1, "num_beams": 1, **dict.fromkeys(TEXTS, "")}
-        self.own = self.read_presets()
+        self.unsaid: list[str] = []  # about presets, for the page that opens
+        self.own = self.first_presets()
         self.actions = {
             "form": self.take,
             "save_preset": self.save_preset,
@@ -64,6 +66,7 @@ class DeskForm:
 
     def event(self) -> dict:
         """What a page needs to build its controls."""
+        self.say_unsaid()
         return {
             "sliders": [[name, *spec, name in IN_VIEW] for name, spec in SLIDERS.items()],
             "values": self.values,
@@ -122,16 +125,30 @@ class DeskForm:
             options["num_beams"] = self.values["num_beams"]
         return options
 
+    def first_presets(self) -> dict:
+        """The writer's own presets; a sentence for the page about those that cannot be used."""
+        try:
+            own, faults = usable_presets(self.read_presets())
+        except OSError as error:
+            self.unsaid.append(f"Your presets cannot be read: {error}")
+            return {}
+        if faults:
+            self.unsaid.append(f"Not used of {PRESETS_FILE}: {'; '.join(faults)}.")
+        return own
+
     def read_presets(self) -> dict:
-        """The writer's own presets; none if their file is missing or damaged."""
+        """What the file of presets holds; a damaged one is moved aside. Raises OSError."""
         try:
             found = json.loads(self.path.read_bytes())
-            return {
-                str(name): {key: checked(key, value) for key, value in preset.items()}
-                for name, preset in found.items()
-                if name not in PRESETS
-            }
-        except (OSError, ValueError, TypeError, AttributeError):
+            check_kind("the content", found, dict, "an object")
+            return found
+        except FileNotFoundError:
+            return {}
+        except (ValueError, RecursionError):
+            names = (self.path.with_suffix(f".damaged{n}.json") for n in itertools.count(1))
+            free = next(name for name in names if not name.exists())
+            self.path.rename(free)
+            self.unsaid.append(f"{PRESETS_FILE} is damaged; it is now {free.name}.")
             return {}
 
     def save_preset(self, name: str) -> None:
@@ -140,20 +157,43 @@ class DeskForm:
         name = " ".join(name.split())[:40]
         if not name or name in PRESETS:
             raise ValueError(f"a preset of your own cannot be called {name!r}; give another name")
-        self.own[name] = {key: self.values[key] for key in (*SLIDERS, "num_beams")}
-        del self.own[name]["seed"]
-        self.write_presets()
+        values = {key: self.values[key] for key in (*SLIDERS, "num_beams") if key != "seed"}
+        # Another studio may have written the file since.
+        self.write_presets(self.read_presets() | {name: values})
 
     def delete_preset(self, name: str) -> None:
         """Forget a preset of the writer's own."""
-        if self.own.pop(name, None) is not None:
-            self.write_presets()
+        found = self.read_presets()
+        if found.pop(name, None) is not None:
+            self.write_presets(found)
 
-    def write_presets(self) -> None:
-        content = json.dumps(self.own, ensure_ascii=False, indent=1).encode("utf-8", "replace")
-        self.desk.send({"ev": "presets", "presets": PRESETS | self.own, "own": list(self.own)})
+    def write_presets(self, presets: dict) -> None:
+        """Replace the file of presets, and show them."""
+        content = json.dumps(presets, ensure_ascii=False, indent=1).encode("utf-8", "replace")
         make_folder(self.path.parent)
         replace_file(self.path, lambda file: file.write(content))
+        self.own, _ = usable_presets(presets)
+        self.desk.send({"ev": "presets", "presets": PRESETS | self.own, "own": list(self.own)})
+        self.say_unsaid()
+
+    def say_unsaid(self) -> None:
+        """Show what could not be said before there was a page."""
+        if self.unsaid:
+            self.desk.say(" ".join(self.unsaid))
+            self.unsaid = []
+
+
+def usable_presets(found: dict) -> tuple[dict, list[str]]:
+    """The presets that the sliders can take, and what is wrong with each of the others."""
+    own = {}
+    faults = []
+    for name in [name for name in found if name not in PRESETS]:
+        try:
+            check_kind("it", found[name], dict, "an object with a number for each slider")
+            own[name] = {key: checked(key, value) for key, value in found[name].items()}
+        except ValueError as error:
+            faults.append(f"{name!r}: {error}")
+    return own, faults
 
 
 def checked(name: str, value) -> int | float:

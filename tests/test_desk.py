@@ -5,6 +5,7 @@ import copy
 import json
 import math
 import os
+import pathlib
 import signal
 import threading
 
@@ -351,7 +352,7 @@ def test_the_preset_exact_searches_with_beams(desk, model, num_beams):
     assert desk.writing.tokens == 12 and not desk.page.messages()
 
 
-def test_beams_belong_to_temperature_0_and_to_one_passage(desk, writes):
+def test_beams_belong_to_temperature_0_and_to_one_passage(desk, writes, tmp_path):
     calls = writes([" a"])
     desk.ask("form", values={"num_beams": 4})
     desk.ask("go")
@@ -360,7 +361,8 @@ def test_beams_belong_to_temperature_0_and_to_one_passage(desk, writes):
     desk.ask("go")
     assert ["num_beams" in options for _, _, options in calls] == [False, False, False, True]
     desk.ask("save_preset", name="mine")
-    assert desk.form.own["mine"]["num_beams"] == 4 and desk.form.read_presets() == desk.form.own
+    assert desk.form.own["mine"]["num_beams"] == 4
+    assert json.loads((tmp_path / "presets.json").read_text()) == desk.form.own
 
 
 def test_with_beams_the_model_writes_a_title_and_past_its_context(desk, model):
@@ -840,8 +842,71 @@ def test_presets_of_ones_own_last(desk, model, tmp_path):
     assert "'wild'" in desk.page.messages()[-1]
     other = Desk(*model, tmp_path, "", Page().take)
     assert other.form.own["my own"]["temperature"] == 1.7 and "seed" not in other.form.own["my own"]
-    (tmp_path / "presets.json").write_text('{"x": {"temperature": "hot"}')
-    assert Desk(*model, tmp_path, "", Page().take).form.own == {}
+    desk.ask("delete_preset", name="my own")
+    assert json.loads((tmp_path / "presets.json").read_text()) == {}
+
+
+def test_a_bad_preset_is_named_and_takes_no_other_with_it(model, tmp_path):
+    path = tmp_path / "presets.json"
+    content = {"mine": {"temperature": 0.7}, "old": {"top_k": 500}, "odd": 3, "wild": {}}
+    path.write_text(json.dumps(content))
+    page = Page()
+    desk = Desk(*model, tmp_path, "", page.take)
+    desk.receive({"do": "hello"})
+    assert list(page.last("all")["own"]) == ["mine"]
+    (said,) = page.messages()
+    assert "'old'" in said and "500" in said and "'odd'" in said and "'mine'" not in said
+    desk.receive({"do": "save_preset", "name": "new"})
+    kept = json.loads(path.read_text())
+    assert kept.pop("new")["temperature"] == desk.form.values["temperature"]
+    assert kept == content, "what cannot be used here stays in the file"
+
+
+@pytest.mark.parametrize("content", [b'{"x": {"top_k": 5}', b"[]", b"\xff", b"[" * 100_000, b""])
+def test_a_damaged_file_of_presets_is_moved_aside(model, tmp_path, content):
+    for number in (1, 2):
+        (tmp_path / "presets.json").write_bytes(content)
+        page = Page()
+        desk = Desk(*model, tmp_path, "", page.take)
+        desk.receive({"do": "hello"})
+        name = f"presets.damaged{number}.json"
+        assert len(page.messages()) == 1 and name in page.messages()[0]
+        assert (tmp_path / name).read_bytes() == content
+        desk.receive({"do": "save_preset", "name": "mine"})
+        assert list(json.loads((tmp_path / "presets.json").read_text())) == ["mine"]
+
+
+def test_presets_that_cannot_be_read_are_not_replaced(model, tmp_path, monkeypatch):
+    path = tmp_path / "presets.json"
+    path.write_text('{"mine": {"top_k": 5}}')
+    real = pathlib.Path.read_bytes
+
+    def refuse(self):
+        if self == path:
+            raise OSError(5, "Input/output error", str(self))
+        return real(self)
+
+    monkeypatch.setattr(pathlib.Path, "read_bytes", refuse)
+    page = Page()
+    desk = Desk(*model, tmp_path, "", page.take)
+    desk.receive({"do": "hello"})
+    desk.receive({"do": "save_preset", "name": "new"})
+    assert ["presets.json" in said for said in page.messages()] == [True, True]
+    monkeypatch.undo()
+    desk.receive({"do": "save_preset", "name": "new"})
+    assert list(json.loads(path.read_text())) == ["mine", "new"]
+
+
+def test_two_studios_keep_the_presets_of_both(model, tmp_path):
+    page = Page()
+    one, other = (Desk(*model, tmp_path, "", page.take) for _ in range(2))
+    one.receive({"do": "save_preset", "name": "one"})
+    other.receive({"do": "save_preset", "name": "other"})
+    one.receive({"do": "save_preset", "name": "third"})
+    assert page.last("presets")["own"] == ["one", "other", "third"]
+    other.receive({"do": "delete_preset", "name": "third"})
+    assert page.last("presets")["own"] == ["one", "other"]
+    assert list(json.loads((tmp_path / "presets.json").read_text())) == ["one", "other"]
 
 
 # Speed
