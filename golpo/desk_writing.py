@@ -5,6 +5,7 @@ import time
 
 from golpo.desk_stream import Piece, stream_passage
 from golpo.long_stories import Sight
+from golpo.manuscript import MODEL
 from golpo_utils import check_kind, encode
 
 SECONDS_BETWEEN_FRAMES = 0.1
@@ -46,9 +47,12 @@ class Writing:
         self.begin(at, self.gap() if at == end else "")
 
     def gap(self) -> str:
-        """What comes before more of a story that had come to its end: an empty line."""
+        """What comes before more of a story that had come to its end: an empty line.
+
+        Words that a person added behind the end are gone on from as they stand.
+        """
         now = self.desk.manuscript.now
-        if now.ended != "end" or not now.text.strip():
+        if now.ended != "end" or not now.text.strip() or now.passages[-1].author != MODEL:
             return ""
         breaks = len(now.text) - len(now.text.rstrip("\n"))
         return "\n" * max(0, 2 - breaks)
