@@ -34,6 +34,7 @@ class Choice:
     liked: int  # the place of the liked story in `stories`, from 0 on
     opening: str = ""  # the words that the stories begin with
     title: str = ""
+    note: str = ""  # that the model saw before the opening
     request: str | None = None  # lines as golpo/requests.py formats them; None: nothing
     settings: list[dict] = field(default_factory=list)  # of each story
     checkpoint: str = ""  # the model that wrote them: `base_fingerprint` of golpo/adapter_files.py
@@ -47,7 +48,7 @@ class Choice:
         check_number("the place of the liked story", self.liked, 0, len(self.stories) - 1, True)
         if self.stories.count(self.stories[self.liked]) > 1:
             raise ValueError("the liked story stands there twice; let the model write others")
-        for name in ("opening", "title", "checkpoint", "time"):
+        for name in ("opening", "title", "note", "checkpoint", "time"):
             check_kind(f"the choice's {name}", getattr(self, name), str, "a text")
         check_kind("the choice's request", self.request, str | None, "a text, or None")
         check_kind("the choice's settings", self.settings, list, "a list with a dict for each")

@@ -19,7 +19,7 @@ class Desk extends DeskControls {
     this.model = model;
     this.id = `golpo-${++pages}-${Math.random().toString(36).slice(2, 8)}`;
     this.timers = {};
-    this.paper = new Paper(() => this.later("edit", () => this.flush()), (at) => this.placed(at));
+    this.paper = new Paper(() => this.typed(), (at) => this.placed(at));
     this.facts = { state: "ready" };
     this.sentence = "";
     this.requests = 0;
@@ -158,7 +158,10 @@ class Desk extends DeskControls {
   }
 
   on_text(event) {
-    if (event.source !== this.id) this.paper.replace(event.at, event.cut, event.new);
+    if (event.source !== this.id) {
+      this.paper.replace(event.at, event.cut, event.new);
+      if (!this.word.hidden) this.hideWord();
+    }
     this.on_state(event);
   }
 
@@ -283,6 +286,11 @@ class Desk extends DeskControls {
     else this.hideWord();
   }
 
+  typed() {
+    if (!this.word.hidden) this.hideWord();
+    this.later("edit", () => this.flush());
+  }
+
   hideWord() {
     this.keepFocus(this.word, () => { this.word.hidden = true; });
     this.paper.found = null;
@@ -344,7 +352,7 @@ class Desk extends DeskControls {
     this.paper.found = [event.start, event.end];
     const take = (word) => {
       this.hideWord();
-      this.send("take_word", { start: event.start, word });
+      this.send("take_word", { start: event.start, word, old: event.text });
     };
     const label = (word) => (word === "<|end|>" ? t("the end") : readable(word));
     const others = event.others.map(([word, share]) =>

@@ -52,13 +52,34 @@ class Way:
 
 @dataclass
 class Offer:
-    """The ways that are shown, and the story that they continue."""
+    """The ways that are shown, and the story that they continue.
+
+    text, gap: they were written for this text, after this gap.
+    """
 
     text: str
+    gap: str
     title: str
+    note: str
     request: str
     ways: list[Way] = field(default_factory=list)
     can_like: bool = True
+
+    def choice(self, liked: int, checkpoint: str) -> Choice:
+        """What learning needs: the opening as the model saw it, and what it wrote."""
+        text = self.text + self.gap
+        # A story without a title and text begins with a title, before the model sees the note.
+        has_begun = bool(text.strip() or self.title)
+        return Choice(
+            [way.story() for way in self.ways],
+            liked,
+            opening=text.rstrip(" ") if has_begun else "",
+            title=self.title,
+            note=self.note.strip() if has_begun else "",
+            request=self.request or None,
+            settings=[as_record(way.settings) for way in self.ways],
+            checkpoint=checkpoint,
+        )
 
 
 class Alternatives:
@@ -109,8 +130,13 @@ class Alternatives:
             changes = [(f"seed {seed}", {"seed": seed}) for seed in seeds]
             desk.form.next_seed(count)
         now = desk.manuscript.now
-        text = now.text + desk.writing.gap()
-        self.offer = Offer(text, now.title.strip(), format_request(options["request"]))
+        self.offer = Offer(
+            now.text,
+            desk.writing.gap(),
+            now.title.strip(),
+            options["note"],
+            format_request(options["request"]),
+        )
         self.offer.ways = [Way(label, options | change, bool(short)) for label, change in changes]
         self.show()
         desk.runner.start(self.write(self.offer), self.show)
@@ -118,9 +144,9 @@ class Alternatives:
 
     async def write(self, offer: Offer) -> None:
         """Write the ways in turn, a token each, until they end or a stop is asked for."""
+        before = (offer.text + offer.gap, offer.title)
         streams = [
-            (way, stream_passage(*self.model(), offer.text, offer.title, **way.settings))
-            for way in offer.ways
+            (way, stream_passage(*self.model(), *before, **way.settings)) for way in offer.ways
         ]
         frame_at = 0.0
         try:
@@ -157,13 +183,12 @@ class Alternatives:
         """Add one of the ways to the story."""
         offer, way = self.chosen(number)
         manuscript = self.desk.manuscript
-        at = len(manuscript.text)
-        gap = offer.text.removeprefix(manuscript.text) if at else ""
-        words = way.words
-        if manuscript.text.endswith(" "):
-            words = words.removeprefix(" ")
-        manuscript.begin_passage(at, gap)
-        manuscript.append(words, way.title or None)
+        if manuscript.text != offer.text:
+            raise ValueError(
+                "the text has changed since these ways on were written; undo that, or write others"
+            )
+        manuscript.begin_passage(gap=offer.gap)
+        manuscript.append(way.words, way.title or None)
         self.desk.writing.model_title = way.title or self.desk.writing.model_title
         manuscript.end_passage(way.ended)
         self.offer = None
@@ -174,16 +199,9 @@ class Alternatives:
     def like(self, number: int) -> None:
         """Note that one of the ways is liked most, to learn from it later."""
         offer, _ = self.chosen(number)
-        choice = Choice(
-            [way.story() for way in offer.ways],
-            number,
-            opening=offer.text,
-            title=offer.title,
-            request=offer.request or None,
-            settings=[as_record(way.settings) for way in offer.ways],
-            checkpoint=base_fingerprint(self.desk.model),
-        )
-        append_choice(self.folder, choice)
+        if not offer.can_like:
+            raise ValueError("one of these ways is noted as liked already; write others to choose")
+        append_choice(self.folder, offer.choice(number, base_fingerprint(self.desk.model)))
         offer.can_like = False
         self.show()
         self.desk.learning.show()
@@ -197,9 +215,12 @@ class Alternatives:
         others = [[word, round(share, 5)] for word, share in found.others]
         self.desk.send({"ev": "word", **event, "p": found.probability, "others": others})
 
-    def take_word(self, start: int, word: str) -> None:
-        """Put another word at a place; the story goes on from there."""
+    def take_word(self, start: int, word: str, old: str) -> None:
+        """Put another word in place of `old`; the story goes on from there."""
         manuscript = self.desk.manuscript
+        check_number("the word's position", start, 0, whole=True)
+        if not manuscript.text.startswith(old, start):
+            raise ValueError(f"{old!r} no longer stands there; click the word once more")
         if word == END:
             manuscript.begin_passage(start)
             manuscript.end_passage("end")

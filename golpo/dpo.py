@@ -18,6 +18,7 @@ from torch import Tensor
 
 from golpo.choices import Choice
 from golpo.initialization import SkipInitialization
+from golpo.long_stories import Sight
 from golpo.lora import adapter_names, restore_adapters, set_adapter_strength
 from golpo.requests import parse_request, request_opening
 from golpo_utils import GPTModel, encode, story_opening
@@ -31,14 +32,15 @@ class Example(NamedTuple):
 
 
 def opening_ids(choice: Choice, tokenizer: tiktoken.Encoding) -> list[int]:
-    """What the stories of a choice begin with: request, title, opening.
+    """What the stories of a choice begin with: request, title, note, opening.
 
     Raises ValueError for a request with unknown keys.
     """
+    sight = Sight(choice.title, choice.note, choice.opening, 0)
     if not choice.request:
-        return story_opening(tokenizer, choice.opening, choice.title)
+        return story_opening(tokenizer, **sight.opening())
     request = parse_request(choice.request)
-    return story_opening(tokenizer, **request_opening(request, choice.title, choice.opening))
+    return story_opening(tokenizer, **request_opening(request, choice.title, sight.prompt))
 
 
 def make_example(choice: Choice, tokenizer: tiktoken.Encoding, context_length: int) -> Example:

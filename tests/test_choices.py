@@ -52,6 +52,15 @@ def test_torn_and_foreign_lines_are_skipped_and_counted(tmp_path):
     assert f"{read.skipped} lines skipped" in read.describe()
 
 
+def test_a_line_from_before_there_were_notes_is_read(tmp_path):
+    path = append_choice(tmp_path, make_choice(1, note="Mira is brave."))
+    assert read_choices(tmp_path).choices[0].note == "Mira is brave."
+    record = json.loads(path.read_text(encoding="utf-8"))
+    del record["note"]
+    path.write_text(json.dumps(record) + "\n", encoding="utf-8")
+    assert [choice.note for choice in read_choices(tmp_path).choices] == [""]
+
+
 def test_a_field_of_a_later_version_does_no_harm(tmp_path):
     path = append_choice(tmp_path, make_choice(1))
     path.write_text(json.dumps({**json.loads(path.read_text()), "stars": 5}) + "\n")
@@ -163,6 +172,7 @@ def test_an_unmounted_drive_is_an_error(tmp_path, monkeypatch):
         ({"liked": -1}, "liked story is -1"),
         ({"stories": ["a", "a"], "liked": 0}, "twice"),
         ({"title": None}, "title is None"),
+        ({"note": 3}, "note is 3"),
         ({"request": {"hero": "Hanna"}}, "request is {'hero'"),
     ],
 )

@@ -25,6 +25,7 @@ from golpo.choices import Choice, append_choice, read_choices
 from golpo.desk import Desk
 from golpo.desk_form import PRESETS
 from golpo.desk_stream import StoryReader, stream_passage
+from golpo.dpo import opening_ids
 from golpo.lora import adapter_names
 from golpo.requests import Request, request_opening
 from golpo.shelf import Shelf
@@ -243,11 +244,22 @@ def test_undo_and_redo_go_over_every_change(desk, writes):
 def test_continue_goes_on_from_the_text_as_it_stands(desk, writes, why, gap):
     calls = writes(["<|title|>Two</|title|>", "\n\nA dog", " ran."], why)
     desk.ask("go")
-    type_text(desk, "A cat ran.")
+    desk.ask("edit", start=2, end=5, text="cat", length=10)
     writes([" Away!"])
     desk.ask("go")
     assert calls[1][:2] == ("A cat ran." + gap, "Two")
     assert desk.page.text == f"A cat ran.{gap} Away!"
+
+
+def test_words_that_a_person_adds_behind_the_end_are_gone_on_from(desk, writes):
+    calls = writes(["A dog ran."])
+    desk.ask("go")
+    type_text(desk, "A dog ran. Then it")
+    writes([" slept."])
+    desk.ask("ways", count=1)
+    desk.ask("go")
+    assert [text for text, *_ in calls[1:]] == ["A dog ran. Then it"] * 2
+    assert desk.page.text == "A dog ran. Then it slept."
 
 
 def test_continue_from_the_cursor_keeps_the_rest_in_undo(desk, writes):
@@ -489,6 +501,33 @@ def test_three_ways_on_one_is_taken(desk, writes):
     assert desk.page.text == "A dog"
 
 
+@pytest.mark.parametrize("changed", ["A dog", "A dog ran home. It", ""])
+def test_a_way_is_for_the_text_that_it_was_written_for(desk, writes, changed):
+    writes([" and slept."])
+    type_text(desk, "A dog ran home.")
+    desk.ask("ways", count=2)
+    type_text(desk, changed)
+    desk.ask("take", number=0)
+    assert "has changed" in desk.page.messages()[-1] and desk.page.text == changed
+    desk.ask("undo")
+    desk.ask("take", number=0)
+    assert desk.page.text == "A dog ran home. and slept."
+
+
+@pytest.mark.parametrize("why, text, whole", [
+    ("end", "", "A dog ran.\n\n It slept."),
+    ("limit", " Then ", "A dog ran. Then It slept."),
+])  # fmt: skip
+def test_a_way_is_taken_after_what_it_was_written_after(desk, writes, why, text, whole):
+    writes(["A dog ran."], why)
+    desk.ask("go")
+    type_text(desk, desk.page.text + text)
+    writes(["It slept." if text else " It slept."])
+    desk.ask("ways", count=2)
+    desk.ask("take", number=1)
+    assert desk.page.text == whole and not desk.page.messages()
+
+
 def test_whole_stories_side_by_side_in_each_style(desk, writes, model, tmp_path):
     calls = writes(["<|title|>Two</|title|>\n\nA dog", " ran."])
     desk.ask("ways", count="styles", short=False)
@@ -508,6 +547,23 @@ def test_the_liked_way_is_noted(desk, model, tmp_path):
     assert [remove_markers(story) for story in choice.stories] == ways
     assert choice.checkpoint == base_fingerprint(model[0])
     assert desk.page.last("taste")["choices"] == 1 and not desk.page.last("ways")["can_like"]
+    desk.ask("like", number=0)
+    assert "already" in desk.page.messages()[-1]
+    assert len(read_choices(tmp_path).choices) == 1
+
+
+@pytest.mark.parametrize("hero", ["", "Hanna"])
+@pytest.mark.parametrize("text", ["Once upon a ", "Once", ""])
+@pytest.mark.parametrize("title", ["", "The Mill"])
+def test_a_choice_begins_with_what_the_model_saw(desk, prefills, tmp_path, hero, text, title):
+    desk.ask("form", values={"note": " Mira is brave. ", "hero": hero})
+    desk.ask("title", title=title)
+    type_text(desk, text)
+    desk.ask("ways", count=2)
+    desk.ask("like", number=0)
+    assert not desk.page.messages()
+    (choice,) = read_choices(tmp_path).choices
+    assert opening_ids(choice, desk.tokenizer) == prefills[0]
 
 
 def test_whoever_clicks_as_soon_as_the_ways_are_there_is_heard(desk, tmp_path):
@@ -548,10 +604,23 @@ def test_another_word_is_taken_and_the_story_goes_on(desk, writes):
     word = desk.page.last("word")
     assert word["text"] == " upon" and len(word["others"]) == 10 and 0 < word["p"] < 1
     writes([" more."])
-    desk.ask("take_word", start=word["start"], word=word["others"][0][0])
-    assert desk.page.text == "Once" + word["others"][0][0] + " more."
-    desk.ask("take_word", start=4, word="<|end|>")
+    other = word["others"][0][0]
+    desk.ask("take_word", start=word["start"], word=other, old=" upon")
+    assert desk.page.text == "Once" + other + " more."
+    desk.ask("take_word", start=4, word="<|end|>", old=other)
     assert desk.page.text == "Once" and desk.manuscript.now.ended == "end"
+    assert not desk.page.messages()
+
+
+@pytest.mark.parametrize("word", [" cat", "<|end|>"])
+def test_another_word_for_one_that_is_no_longer_there_is_refused(desk, writes, word):
+    type_text(desk, "Once upon a time")
+    desk.ask("word", at=7)
+    found = desk.page.last("word")
+    desk.ask("edit", start=0, end=0, text="Long ago. ", length=16)
+    desk.ask("take_word", start=found["start"], word=word, old=found["text"])
+    assert "' upon'" in desk.page.messages()[-1]
+    assert desk.page.text == "Long ago. Once upon a time" and not desk.runner.busy
 
 
 def test_surprise_covers_the_text(desk):
