@@ -10,6 +10,8 @@ const CHANGES = ["go", "retry", "undo", "redo", "new", "open", "delete", "take",
 let pages = 0;
 
 const readable = (word) => word.replaceAll("\n", "↵").trim() || t("space");
+// A title as golpo/desk.py keeps it.
+const trimmed = (title) => title.trim().replace(/\s+/g, " ");
 const percent = (share) => (share < 0.001 ? "< 0.1 %" : `${(100 * share).toFixed(1)} %`);
 
 class Desk extends DeskControls {
@@ -169,13 +171,19 @@ class Desk extends DeskControls {
     const wrote = this.facts.state === "writing";
     this.facts = { ...this.facts, ...event };
     if (event.marks && !this.timers.edit) this.paper.marks = event.marks;
-    if (!this.timers.title) this.title.value = event.title;
+    this.showTitle(event.title);
     this.showState();
     this.redraw();
     if (wrote && event.state !== "writing") {
       this.speak("", true);
       this.askBits();
     }
+  }
+
+  // A space that was typed last stays: more may follow.
+  showTitle(title) {
+    const typing = document.activeElement === this.title && trimmed(this.title.value) === title;
+    if (!this.timers.title && !typing) this.title.value = title;
   }
 
   append(event) {
@@ -185,7 +193,7 @@ class Desk extends DeskControls {
     this.speak(event["+"]);
     if ("rate" in event) {
       this.facts = { ...this.facts, ...event };
-      if (!this.timers.title) this.title.value = event.title;
+      this.showTitle(event.title);
       this.showState();
     }
   }
@@ -268,7 +276,8 @@ class Desk extends DeskControls {
   }
 
   sendTitle() {
-    if (this.title.value !== this.facts.title) this.send("title", { title: this.title.value });
+    const title = trimmed(this.title.value);
+    if (title !== trimmed(this.facts.title ?? "")) this.send("title", { title });
   }
 
   askBits() {

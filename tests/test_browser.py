@@ -461,6 +461,30 @@ def test_until_the_kernel_has_begun_a_new_story_the_page_takes_no_typing(noteboo
     wait_for(lambda: {"An old story.", "A new story."} <= set(kept(notebook.project)))
 
 
+def test_typing_goes_on_in_the_title_and_puts_other_words_away(notebook):
+    studio = notebook.studios[1]
+    begin_story(studio, "Once upon a time")
+    stop(studio)
+    title = studio.get_by_label("Title", exact=True)
+    for part in ("The ", "Fox"):
+        title.press_sequentially(part)
+        wait_for(lambda part=part: any(part.strip() in found for found in titles(notebook)))
+        time.sleep(0.5)  # until the page has the answer
+    assert title.input_value() == "The Fox"
+    area = studio.get_by_label("Story", exact=True)
+    area.press("ArrowLeft")
+    area.press("Alt+Enter")
+    words = studio.locator(".golpo .word")
+    words.locator("button").first.wait_for()
+    area.press("x")
+    words.wait_for(state="hidden")
+
+
+def titles(notebook):
+    """Those of the stories that are kept as files."""
+    return [found.title for found in Shelf(notebook.project / "output").stories()]
+
+
 NOTE_FIRST_STATE = """
 new MutationObserver(() => {
   const area = document.querySelector(".golpo .paper textarea");
