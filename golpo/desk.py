@@ -119,25 +119,24 @@ class Desk:
     def show_state(self) -> None:
         self.send({"ev": "state", **self.facts()})
 
-    def show(self, source: str = "") -> None:
-        """Send what differs from the text that the pages have. source: the page that has it."""
+    def show(self) -> None:
+        """Send what differs from the text that the pages have."""
         old = self.shown
         new = self.manuscript.text
         start = len(os.path.commonprefix([old, new]))
         tail = len(os.path.commonprefix([old[start:][::-1], new[start:][::-1]]))
         change = {"at": start, "cut": len(old) - tail - start, "new": new[start : len(new) - tail]}
         self.shown = new
-        self.send({"ev": "text", "source": source, **change, **self.facts()})
+        self.send({"ev": "text", **change, **self.facts()})
 
     def edit(self, start: int, end: int, text: str, length: int, source: str = "") -> None:
         """A person replaced what stood from `start` to `end`. length: of the text before that."""
         for value in (start, end, length):
             check_kind("a position", value, int, "a whole number")
-        check_kind("the new text", text, str, "text")
+        clean = typed_text("the new text", text)
         if length != len(self.manuscript.text):
             self.hello()
             raise ValueError("another page has changed the story; this page now shows that")
-        clean = plain_text(text.encode("utf-8", "replace").decode())
         self.manuscript.edit(start, end, clean)
         self.shown = self.manuscript.text
         if clean != text:
@@ -149,9 +148,7 @@ class Desk:
 
     def set_title(self, title: str) -> None:
         """A person changed the title."""
-        check_kind("the title", title, str, "text")
-        clean = plain_text(title.encode("utf-8", "replace").decode())
-        self.manuscript.set_title(" ".join(clean.split()))
+        self.manuscript.set_title(" ".join(typed_text("the title", title).split()))
         self.show_state()
         self.shelf.keep()
 
@@ -190,3 +187,9 @@ class Desk:
             **opening,
         )
         self.send({"ev": "inspect", "bars": bars}, [picture])
+
+
+def typed_text(name: str, text: str) -> str:
+    """What a page sends as text, without control characters and half characters."""
+    check_kind(name, text, str, "text")
+    return plain_text(text.encode("utf-8", "replace").decode())

@@ -9,6 +9,7 @@ from golpo.adapter_files import base_fingerprint
 from golpo.choices import MOST_STORIES, Choice, append_choice
 from golpo.desk_form import PRESETS
 from golpo.desk_stream import Piece, stream_passage
+from golpo.desk_writing import SECONDS_BETWEEN_FRAMES
 from golpo.files import as_path
 from golpo.requests import format_request
 from golpo.word_choices import surprise, word_choice
@@ -18,7 +19,6 @@ SHORT = 40  # tokens of a short way on
 LEAST = 8  # tokens before a sentence's end may end it
 SENTENCE = re.compile(r"(?<!\bMr)(?<!\bMrs)(?<!\bDr)[.!?…][\"”’']?\s*$")
 FOUR_STYLES = "styles"
-SECONDS_BETWEEN_FRAMES = 0.1
 
 
 @dataclass
