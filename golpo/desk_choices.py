@@ -126,8 +126,7 @@ class Alternatives:
             changes = list(PRESETS.items())
         else:
             check_number("the number of ways", count, 1, MOST_STORIES, whole=True)
-            seeds = range(options["seed"], options["seed"] + count)
-            changes = [(f"seed {seed}", {"seed": seed}) for seed in seeds]
+            changes = differences(options, count)
             desk.form.next_seed(count)
         now = desk.manuscript.now
         self.offer = Offer(
@@ -236,6 +235,19 @@ class Alternatives:
         if now.text:
             pairs = surprise(*self.model(), now.text, now.title, self.desk.form.values["note"])
         self.desk.send({"ev": "surprise", "bits": [[n, round(b, 1)] for n, b in pairs]})
+
+
+def differences(options: dict, count: int) -> list[tuple[str, dict]]:
+    """What makes `count` ways differ, as pairs (label, settings): their seeds.
+
+    At temperature 0 every seed writes the same; so only the first way is exact then.
+    """
+    seeds = range(options["seed"], options["seed"] + count)
+    changes = [(f"seed {seed}", {"seed": seed}) for seed in seeds]
+    if options["temperature"] > 0:
+        return changes
+    others = [(label, PRESETS["careful"] | change) for label, change in changes[1:]]
+    return [("exact", {}), *others]
 
 
 def advance(way: Way, stream) -> None:

@@ -501,6 +501,18 @@ def test_three_ways_on_one_is_taken(desk, writes):
     assert desk.page.text == "A dog"
 
 
+def test_ways_on_differ_where_every_seed_writes_the_same(desk):
+    """At temperature 0 a page showed three equal ways."""
+    desk.ask("form", values={"temperature": 0.0, "top_k": 0, "min_p": 0.0})
+    desk.ask("ways", short=False)
+    ways = desk.page.last("ways")["ways"]
+    assert [way[0] for way in ways] == ["exact", "seed 2", "seed 3"]
+    assert len({way[2] for way in ways}) == 3
+    desk.ask("close")
+    desk.ask("go")
+    assert desk.page.text == ways[0][2].strip()
+
+
 @pytest.mark.parametrize("changed", ["A dog", "A dog ran home. It", ""])
 def test_a_way_is_for_the_text_that_it_was_written_for(desk, writes, changed):
     writes([" and slept."])
