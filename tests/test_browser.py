@@ -192,7 +192,8 @@ def write_and_see_it_grow(page, button="Write"):
 def stop(page):
     """Press Stop; the page must answer soon, and the story stays as it is."""
     press(page, "Stop")
-    wait_for(lambda: "Stopped" in state(page), seconds=5)
+    wait_for(lambda: "Writing" not in state(page), seconds=5)
+    assert "Stopped" in state(page), state(page)
     text = story(page)
     time.sleep(0.3)
     assert story(page) == text

@@ -360,7 +360,8 @@ def test_the_preset_exact_searches_with_beams(desk, model, num_beams):
     expected = beam_story(*model, "Once upon a time", num_beams=num_beams, max_new_tokens=12)
     assert desk.page.text == "Once upon a time" + remove_markers(expected)
     words = [event["+"] for event in desk.page.events if event.get("+")]
-    assert num_beams == 1 or not words  # nothing is shown before the end
+    # With beams nothing is shown before the end.
+    assert num_beams == 1 or words in ([], [desk.page.text.removeprefix("Once upon a time")])
     assert desk.writing.tokens == 12 and not desk.page.messages()
 
 

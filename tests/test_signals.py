@@ -77,7 +77,7 @@ def test_signals_after_two_pages_that_wrote_at_once(heard):
     async def play():
         runners = [Runner(problems.append), Runner(problems.append)]
         for runner, seconds in zip(runners, (0.03, 0.1), strict=True):
-            runner.start(work(seconds))
+            runner.start(work(seconds), lambda: None)
             await asyncio.sleep(0.015)
         while any(runner.busy for runner in runners):
             await asyncio.sleep(0.005)
