@@ -73,7 +73,9 @@ def add_loss(
     With needs_gradient, `logits` becomes its own gradient, in place: softmax minus one-hot.
     """
     wide = torch.promote_types(logits.dtype, torch.float32)
-    rows = ChunkedCrossEntropy.CACHED_ROWS if logits.device.type == "cpu" else len(logits)
+    rows = len(logits)
+    if logits.device.type == "cpu" and not torch.compiler.is_compiling():
+        rows = ChunkedCrossEntropy.CACHED_ROWS  # a compiler makes one pass of it all
     for part in chunks(len(logits), rows):
         label = labels[part]  # (p, 1)
         log_p = F.log_softmax(logits[part], dim=-1, dtype=wide)  # (p, v)
