@@ -1,11 +1,8 @@
 """One checkpoint: a .pt file with a training, and a .json manifest that proves it whole."""
 
-import errno
 import functools
-import hashlib
 import json
 import os
-import threading
 import time
 import warnings
 from pathlib import Path
@@ -16,7 +13,6 @@ from torch import Tensor
 from golpo.console import print_safely
 from golpo.errors import CheckpointError, UnfinishedCheckpoint
 from golpo.files import (
-    BLOCK,
     as_path,
     list_folder,
     make_folder,
@@ -118,41 +114,6 @@ def write_checkpoint(checkpoint: dict, path: Path) -> None:
         if isinstance(error.__context__, OSError):
             raise error.__context__ from None
         raise
-
-
-def copy_checkpoint(
-    source: Path, destination: Path, cancelled: threading.Event | None = None
-) -> None:
-    """Copy a finished checkpoint and, last, its manifest, unless the copy exists; verify both.
-
-    The destination is overwritten in place: Google Drive moves a replaced or deleted file to the
-    trash, where it still counts towards the quota. `source` may be replaced meanwhile: the file
-    that was opened is copied. Once `cancelled` is set, it stops. Raises OSError.
-    """
-    manifest = manifest_path(source).read_bytes()
-    target = manifest_path(destination)
-    if target.is_file() and target.read_bytes() == manifest:
-        return
-    digest = hashlib.sha256()
-
-    def write(writer):
-        while block := reader.read(BLOCK):
-            if cancelled is not None and cancelled.is_set():
-                raise InterruptedError(errno.EINTR, "copying was cancelled", str(destination))
-            digest.update(block)
-            writer.write(block)
-
-    with open(source, "rb") as reader:
-        write_to_disk(destination, write)
-    if cancelled is not None and cancelled.is_set():
-        raise InterruptedError(errno.EINTR, "copying was cancelled", str(destination))
-    if json.loads(manifest)["sha256"] != digest.hexdigest():
-        raise OSError(errno.EIO, "it was replaced while it was copied, or damaged", str(source))
-    if sha256_of(destination) != digest.hexdigest():
-        raise OSError(errno.EIO, "the copy differs from what was written", str(destination))
-    write_to_disk(target, lambda writer: writer.write(manifest))
-    if target.read_bytes() != manifest:
-        raise OSError(errno.EIO, "the copy differs from what was written", str(target))
 
 
 def verify_checkpoint(path: str | Path) -> dict:

@@ -2,13 +2,16 @@
 
 import contextlib
 import errno
+import hashlib
+import json
 import threading
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
-from golpo.checkpoint import BEST, SLOTS, copy_checkpoint
+from golpo.checkpoint import BEST, SLOTS
 from golpo.console import print_safely
-from golpo.files import replace_file
+from golpo.files import BLOCK, replace_file, sha256_of, write_to_disk
 from golpo.manifest import manifest_path, read_manifest
 from golpo.metrics import METRICS_FILE, merge_records, read_records, write_records
 from golpo.remote_folder import RemoteFolder
@@ -17,6 +20,46 @@ from golpo.watchdog import watched
 
 # Errors that do not pass by themselves.
 REFUSALS = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT)
+
+
+def copy_checkpoint(
+    source: Path,
+    destination: Path,
+    cancelled: threading.Event | None = None,
+    before_manifest: Callable[[], object] = lambda: None,
+) -> None:
+    """Copy a finished checkpoint and, last, its manifest, unless the copy exists; verify both.
+
+    The destination is overwritten in place: Google Drive moves a replaced or deleted file to the
+    trash, where it still counts towards the quota. `source` may be replaced meanwhile: the file
+    that was opened is copied. Once `cancelled` is set, it stops. before_manifest: called before
+    the copy counts as a checkpoint. Raises OSError.
+    """
+    manifest = manifest_path(source).read_bytes()
+    target = manifest_path(destination)
+    if target.is_file() and target.read_bytes() == manifest:
+        return
+    digest = hashlib.sha256()
+
+    def write(writer):
+        while block := reader.read(BLOCK):
+            if cancelled is not None and cancelled.is_set():
+                raise InterruptedError(errno.EINTR, "copying was cancelled", str(destination))
+            digest.update(block)
+            writer.write(block)
+
+    with open(source, "rb") as reader:
+        write_to_disk(destination, write)
+    if cancelled is not None and cancelled.is_set():
+        raise InterruptedError(errno.EINTR, "copying was cancelled", str(destination))
+    if json.loads(manifest)["sha256"] != digest.hexdigest():
+        raise OSError(errno.EIO, "it was replaced while it was copied, or damaged", str(source))
+    if sha256_of(destination) != digest.hexdigest():
+        raise OSError(errno.EIO, "the copy differs from what was written", str(destination))
+    before_manifest()
+    write_to_disk(target, lambda writer: writer.write(manifest))
+    if target.read_bytes() != manifest:
+        raise OSError(errno.EIO, "the copy differs from what was written", str(target))
 
 
 class RemoteCopy:
@@ -129,15 +172,21 @@ class RemoteCopy:
         """
         self.folder.check()
         self.lock.check()
-        with contextlib.suppress(OSError):
-            self.copy_metrics()
+        self.try_to_copy_metrics()
         manifest = read_manifest(manifest_path(self.source / slot))
         arrived = [name for name in SLOTS if self.manifest_of(name) == manifest]
         target_slot = arrived[0] if arrived else self.pick_slot()
-        copy_checkpoint(self.source / slot, self.target / target_slot, self.cancelled)
+        paths = (self.source / slot, self.target / target_slot)
+        # By now the slot may be newer than those metrics; its own come before its manifest.
+        copy_checkpoint(*paths, self.cancelled, self.try_to_copy_metrics)
         self.last_good = target_slot
         if manifest_path(self.source / BEST).is_file():
             copy_checkpoint(self.source / BEST, self.target / BEST, self.cancelled)
+
+    def try_to_copy_metrics(self) -> None:
+        """Copy the metrics, unless the drive refuses: a checkpoint does not depend on them."""
+        with contextlib.suppress(OSError):
+            self.copy_metrics()
 
     def copy_metrics(self) -> None:
         """Copy the metrics, and keep what only the target has from before them."""

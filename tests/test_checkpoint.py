@@ -14,7 +14,6 @@ from trainings import CONFIG, same_bits, train
 from golpo import files, runs
 from golpo.checkpoint import (
     SLOTS,
-    copy_checkpoint,
     load_checkpoint,
     newest_checkpoint,
     read_checkpoint,
@@ -24,6 +23,7 @@ from golpo.checkpoint import (
 from golpo.errors import CheckpointError
 from golpo.files import sha256_of
 from golpo.manifest import manifest_digest, manifest_path
+from golpo.remote_copy import copy_checkpoint
 from golpo.runs import resume_training_from_checkpoint
 from golpo.version import __version__
 from golpo_utils import GPTModel
@@ -280,6 +280,19 @@ def test_a_copy_that_mixes_two_checkpoints_is_noticed(two_slots, tmp_path):
     assert not (tmp_path / "copy.json").exists()
     copy_checkpoint(two_slots / SLOTS[1], tmp_path / "copy.pt")
     assert verify_checkpoint(tmp_path / "copy.pt")["step"] == 50
+
+
+def test_a_copy_counts_only_after_what_has_to_come_before_it(two_slots, tmp_path):
+    """A kill between a copy and its metrics lost the record of an evaluation."""
+    copy = tmp_path / "copy.pt"
+    seen = []
+
+    def look():
+        seen.append((copy.read_bytes(), manifest_path(copy).exists()))
+
+    copy_checkpoint(two_slots / SLOTS[1], copy, before_manifest=look)
+    assert seen == [((two_slots / SLOTS[1]).read_bytes(), False)]
+    assert manifest_path(copy).exists()
 
 
 def test_a_copy_of_a_folder_still_verifies(two_slots, tmp_path):
