@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from golpo.console import plain_text, printable
+from golpo.console import clean_text
 from golpo.packages import import_optional
 from golpo.stories import wrap_text
 from golpo_utils import check_kind
@@ -34,11 +34,6 @@ h2 + p { text-indent: 0 }
 """
 
 
-def clean(text: str) -> str:
-    """`text` without control characters; half of a pair of UTF-16 becomes a question mark."""
-    return printable(plain_text(text), "utf-8")
-
-
 class Chapter(NamedTuple):
     """A story of a book."""
 
@@ -47,11 +42,11 @@ class Chapter(NamedTuple):
 
     def heading(self) -> str:
         """The title on one line, without control characters."""
-        return " ".join(clean(self.title).split()) or UNTITLED
+        return " ".join(clean_text(self.title).split()) or UNTITLED
 
     def paragraphs(self) -> list[str]:
         """The lines of the text that are not empty."""
-        lines = (line.strip() for line in clean(self.text).split("\n"))
+        lines = (line.strip() for line in clean_text(self.text).split("\n"))
         return [line for line in lines if line]
 
 

@@ -19,6 +19,11 @@ def printable(text: str, encoding: str | None) -> str:
     return text.encode(encoding, "replace").decode(encoding, "replace")
 
 
+def clean_text(text: str) -> str:
+    """`text` as a page or a book can have it: no control characters, no half characters."""
+    return plain_text(printable(text, "utf-8"))
+
+
 def print_safely(text: str, end: str = "\n") -> None:
     """Print `text`, with replacements where needed; an output that fails is ignored."""
     with contextlib.suppress(Exception):

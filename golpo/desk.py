@@ -9,7 +9,7 @@ import os
 
 import tiktoken
 
-from golpo.console import plain_text
+from golpo.console import clean_text
 from golpo.desk_choices import Alternatives
 from golpo.desk_form import DeskForm
 from golpo.desk_learning import Learning
@@ -192,4 +192,4 @@ class Desk:
 def typed_text(name: str, text: str) -> str:
     """What a page sends as text, without control characters and half characters."""
     check_kind(name, text, str, "text")
-    return plain_text(text.encode("utf-8", "replace").decode())
+    return clean_text(text)

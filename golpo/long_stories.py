@@ -133,8 +133,10 @@ def stream_long_story(
         size = len(story_opening(tokenizer, **opening))
         count = min(left, max(1, capacity - size + 1))
         left -= count
-        now = None if seed is None else seed + part
-        stream = write(model, tokenizer, max_new_tokens=count, seed=now, **opening, **sampling)
+        part_seed = None if seed is None else seed + part
+        stream = write(
+            model, tokenizer, max_new_tokens=count, seed=part_seed, **opening, **sampling
+        )
         for piece, ended in complete_pieces(stream):
             last = ended == "end" or (ended is not None and left <= 0)
             whole = ended is None or last or not is_broken_end(piece, (END,))
