@@ -61,6 +61,7 @@ PRESETS = {
         "batch_size": 8,
         "learning_rate": 3e-3,
         "final_learning_rate": 0.05,
+        "trim_windows": True,
         "validation_fraction": 0.05,
         "evals_per_epoch": 3,
     },
@@ -219,6 +220,8 @@ class Settings:
     shift_windows: bool = True
     # Whether windows hold whole stories side by side, so that a pass trains on no token twice.
     pack_stories: bool = False
+    # Whether windows end with their story, so that short stories are trained on once a pass.
+    trim_windows: bool = False
     # Whether stories are preceded by requests, so that one can ask for a story: docs/requests.md.
     requests: bool = False
     # The seed of the split, the order of the windows, dropout and the initial weights.
@@ -266,7 +269,12 @@ class Settings:
                 "pack_stories and requests are True, but packed windows leave requests no room; "
                 "set one of them to False"
             )
-        for name in ("pack_stories", "requests"):
+        if self.pack_stories and self.trim_windows:
+            raise ValueError(
+                "pack_stories and trim_windows are True, but packed windows hold several stories; "
+                "set one of them to False"
+            )
+        for name in ("pack_stories", "trim_windows", "requests"):
             if getattr(self, name) and not self.align_to_stories:
                 raise ValueError(
                     f"{name} is True and align_to_stories is False, but {name} needs windows "
