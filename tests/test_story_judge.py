@@ -81,9 +81,9 @@ def test_a_contradiction_is_noticed_by_its_kind(kind, right, wrong):
     [
         (
             "trade",
-            "mistaken identity",
-            "I am only {hero}, an? [a-z ]+",
-            "I am only {hero}, a fisher",
+            None,
+            "(His|Her) pots were round.*? rounder",
+            r"\1 little boat was old, but it knew the way home",
         ),
         ("friend", "the haunted house", "{hero} and [A-Z][a-z]+", "{hero} and Vera"),
     ],
@@ -92,7 +92,7 @@ def test_trade_and_friend_are_noticed(kind, plot, right, wrong):
     seen = 0
     for name, title, hero, prose in write_stories(3000, seed=5):
         changed = re.sub(right.format(hero=hero), wrong.format(hero=hero), prose)
-        if name == plot and changed != prose:
+        if plot in (None, name) and changed != prose:
             seen += 1
             assert kind in parse_story(title, changed).contradictions()
     assert seen > 10
