@@ -2,10 +2,8 @@
 
 A page sends messages {"do": name, …}; `receive` calls the action of that name with the rest as
 keywords. Answers go to `send`: {"ev": name, …}, and {"+": words} for words that the model adds.
-A message with a "request" is answered by {"ev": "done"} once its action is over.
+Once a message's action is over, it is answered by {"done": its "request", or None}.
 """
-
-import os
 
 import tiktoken
 
@@ -13,22 +11,22 @@ from golpo.console import clean_text
 from golpo.desk_choices import Alternatives
 from golpo.desk_form import DeskForm
 from golpo.desk_learning import Learning
+from golpo.desk_pages import Pages
 from golpo.desk_runner import Runner
 from golpo.desk_shelf import DeskShelf
 from golpo.desk_stream import passage_opening
 from golpo.desk_writing import Writing
 from golpo.inspector import inspect_next
-from golpo.manuscript import MODEL, Manuscript
+from golpo.manuscript import Manuscript
 from golpo_utils import GPTModel, check_kind
 
 WHILE_WRITING = ("hello", "stop", "form", "search", "star", "export", "strength")
-ENDINGS = {"end": "the story came to its end", "limit": "max tokens reached", "stopped": "stopped"}
 
 
 class Desk:
     """One story being written, and everything that a page shows beside it.
 
-    shown: the text as the pages have it. Positions are counted in characters of Python's str.
+    Positions are counted in characters of Python's str.
     """
 
     def __init__(self, model: GPTModel, tokenizer: tiktoken.Encoding, output_dir, speaker, send):
@@ -37,7 +35,7 @@ class Desk:
         self.speaker = speaker
         self.send = send
         self.manuscript = Manuscript()
-        self.shown = ""
+        self.pages = Pages(lambda event: self.send(event))
         self.runner = Runner(self.report)
         self.writing = Writing(self)
         self.form = DeskForm(self, output_dir)
@@ -69,14 +67,13 @@ class Desk:
             self.actions[name](**values)
         except Exception as error:
             self.report(error)
-        if request is not None:
-            self.send({"ev": "done", "request": request})
+        self.send({"done": request})
 
     def report(self, error: Exception | None) -> None:
         """Show an exception as one sentence, and the state after it."""
         if error is not None:
             self.say(str(error) or type(error).__name__)
-        self.show_state()
+        self.show()
 
     def say(self, text: str) -> None:
         """Show a sentence to the person."""
@@ -84,50 +81,42 @@ class Desk:
 
     def hello(self) -> None:
         """A page has opened: it gets all there is."""
-        self.show()
-        event = self.form.event() | {
-            "ev": "all",
+        rest = self.form.event() | {
             "speaker": self.speaker,
             "layers": len(self.model.trf_blocks),
             "heads": self.model.config["n_heads"],
-            "text": self.shown,
         }
-        self.send(event | self.facts())
+        with self.pages.lock:
+            self.pages.show_all(self.manuscript.now, self.facts(), rest)
         self.alternatives.show()
         self.learning.show()
         self.shelf.search()
 
     def facts(self) -> dict:
-        """Title, authors and state, as each change may have altered them."""
+        """What a page shows of the story beside its text, as each change may have altered it.
+
+        state: "writing", or why the model stopped, or "ready"; and the passage's tokens and rate.
+        """
         now = self.manuscript.now
-        state = "ready"
-        if self.runner.busy:
-            state = "writing"
-        elif now.ended == "stopped":
-            state = "stopped"
+        state = "writing" if self.runner.busy else now.ended or "ready"
         return {
             "title": now.title,
-            "marks": [[int(p.author == MODEL), len(p.text)] for p in now.passages],
-            "state": state,
-            "why": ENDINGS.get(now.ended, ""),
+            "state": [state, *self.writing.speed],
+            "sight": min(self.writing.sight, len(now.text)),
             "undo": self.manuscript.can_undo,
             "redo": self.manuscript.can_redo,
             "retry": self.manuscript.last_passage() is not None,
-            **self.writing.facts(),
         }
 
-    def show_state(self) -> None:
-        self.send({"ev": "state", **self.facts()})
+    @property
+    def shown(self) -> str:
+        """The text as the pages have it."""
+        return self.pages.text
 
-    def show(self) -> None:
-        """Send what differs from the text that the pages have."""
-        old = self.shown
-        new = self.manuscript.text
-        start = len(os.path.commonprefix([old, new]))
-        tail = len(os.path.commonprefix([old[start:][::-1], new[start:][::-1]]))
-        change = {"at": start, "cut": len(old) - tail - start, "new": new[start : len(new) - tail]}
-        self.shown = new
-        self.send({"ev": "text", **change, **self.facts()})
+    def show(self, source: str = "") -> None:
+        """Send what differs from what the pages have. source: the page that made the change."""
+        with self.pages.lock:
+            self.pages.show(self.manuscript.now, self.facts(), source)
 
     def edit(self, start: int, end: int, text: str, length: int, source: str = "") -> None:
         """A person replaced what stood from `start` to `end`. length: of the text before that."""
@@ -138,18 +127,13 @@ class Desk:
             self.hello()
             raise ValueError("another page has changed the story; this page now shows that")
         self.manuscript.edit(start, end, clean)
-        self.shown = self.manuscript.text
-        if clean != text:
-            self.hello()
-        else:
-            change = {"at": start, "cut": end - start, "new": text}
-            self.send({"ev": "text", "source": source, **change, **self.facts()})
+        self.show(source)
         self.shelf.keep()
 
     def set_title(self, title: str) -> None:
         """A person changed the title."""
         self.manuscript.set_title(" ".join(typed_text("the title", title).split()))
-        self.show_state()
+        self.show()
         self.shelf.keep()
 
     def change(self, manuscript: Manuscript) -> None:

@@ -139,7 +139,7 @@ class Alternatives:
         self.offer.ways = [Way(label, options | change, bool(short)) for label, change in changes]
         self.show()
         desk.runner.start(self.write(self.offer), self.show)
-        desk.show_state()
+        desk.show()
 
     async def write(self, offer: Offer) -> None:
         """Write the ways in turn, a token each, until they end or a stop is asked for."""

@@ -61,7 +61,7 @@ class Learning:
         choices = read_choices(self.folder).choices
         steps = learn_steps(self.desk.model, self.desk.tokenizer, choices, self.folder)
         self.desk.runner.start(self.run(steps), self.show)
-        self.desk.show_state()
+        self.desk.show()
 
     async def run(self, steps) -> None:
         """Take the steps on another thread, so that the page answers; Stop saves nothing."""

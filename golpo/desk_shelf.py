@@ -1,5 +1,6 @@
 """The writer's desk: the story is kept as it is written, and the shelf shows all of them."""
 
+import re
 import threading
 
 from golpo.books import Chapter, export_stories
@@ -106,9 +107,21 @@ class DeskShelf:
         except OSError as error:
             self.desk.say(f"The shelf cannot be read: {error}")
             return
-        rows = [story.summary() for story in found[:MOST_SHOWN]]
-        event = {"ev": "shelf", "rows": rows, "more": len(found) - len(rows)}
-        self.desk.send(event | {"skipped": self.shelf.skipped, "open": self.story.name})
+        rows = [self.row(story) for story in found[:MOST_SHOWN]]
+        more = len(found) - len(rows)
+        beside = {"more": more, "skipped": self.shelf.skipped, "open": self.story.name}
+        self.desk.pages.show_shelf(rows, beside)
+
+    def row(self, story: ShelfStory) -> dict:
+        """A story as a page lists it: its date to the minute.
+
+        The words of the story that is shown are None: the page counts those itself, at any moment.
+        """
+        row = story.summary()
+        row["date"] = re.sub(r":\d\d(?=\+00:00$)", "", row["date"])
+        if story.name == self.story.name:
+            row["words"] = None
+        return row
 
     def leave(self) -> None:
         """Keep the story, for another one takes its place. Raises ValueError if that fails."""

@@ -43,7 +43,7 @@ def test_messages_go_through_the_widget(tmp_path, monkeypatch):
     page._handle_custom_msg({"do": "hello"}, [])
     events = [message["content"] for message in sent]
     json.dumps(events)
-    assert {"all", "shelf", "taste"} <= {event["ev"] for event in events}
+    assert {"all", "shelf", "taste"} <= {event.get("ev") for event in events}
     assert page._esm and "render" in page._esm and ".golpo" in page._css
 
 

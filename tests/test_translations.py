@@ -7,7 +7,6 @@ import nbformat
 import pytest
 
 import golpo
-from golpo.desk import ENDINGS
 from golpo.desk_form import PRESETS, SLIDERS
 from golpo.paths import PROJECT_DIR
 from golpo.requests import CHOICES
@@ -56,7 +55,7 @@ SHOWN = (
     r'\|\| "([^"]+)"',
     r'\? "([A-Z][a-z]+)" : "',
     r'" : "([A-Z][a-z]+)"\)',
-    r'(?:ready|writing|stopped|html|txt): "([^"]+)"',
+    r'(?:ready|writing|stopped|end|limit|html|txt): "([^"]+)"',
     r'const silent = "([^"]+)"',
 )
 SAME = {"Ctrl+Enter", "Esc", "Ctrl+Z", "Ctrl+Shift+Z", "Hanna", "lamp, owl", "off", "shaded"}
@@ -68,7 +67,7 @@ def texts_of_the_studio() -> set[str]:
     shown = {text for pattern in SHOWN for text in re.findall(pattern, scripts) if text}
     sliders = {text for label, *_, note in SLIDERS.values() for text in (label, note)}
     sliders -= {"top-k", "top-p", "min-p"}  # the same in each language
-    return (shown | sliders | set(PRESETS) | set(ENDINGS.values()) | set(CHOICES["length"])) - SAME
+    return (shown | sliders | set(PRESETS) | set(CHOICES["length"])) - SAME
 
 
 def test_every_text_of_the_studio_has_a_translation():
