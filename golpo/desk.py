@@ -14,10 +14,10 @@ from golpo.desk_learning import Learning
 from golpo.desk_pages import Pages
 from golpo.desk_runner import Runner
 from golpo.desk_shelf import DeskShelf
-from golpo.desk_stream import passage_opening
 from golpo.desk_writing import Writing
 from golpo.inspector import inspect_next
 from golpo.manuscript import Manuscript
+from golpo.openings import Draft
 from golpo_utils import GPTModel, check_kind
 
 WHILE_WRITING = ("hello", "stop", "form", "search", "star", "export", "strength")
@@ -153,13 +153,16 @@ class Desk:
         self.show()
         self.shelf.keep()
 
+    def draft(self) -> Draft:
+        """The story as the model sees it when it goes on. Raises ValueError for a bad request."""
+        now = self.manuscript.now
+        text = now.text.rstrip(" ")  # a token brings its own space
+        note = self.form.values["note"]
+        return Draft(self.model, self.tokenizer, text, now.title, note, self.form.request())
+
     def inspect(self, layer: int = 0, head: int = 0) -> None:
         """Show the likeliest next tokens, and where a head looks."""
-        now = self.manuscript.now
-        options = self.form.options()
-        opening = passage_opening(
-            self.model, self.tokenizer, now.text, now.title, options["note"], options["request"]
-        )
+        opening = self.draft().opening()
         bars, picture = inspect_next(
             self.model,
             self.tokenizer,
