@@ -18,6 +18,9 @@ from golpo_utils import END, MARKERS, TITLE, TITLE_END, GPTModel, encode, stream
 
 INCOMPLETE = re.compile(r"<(/?(\|\w*\|?)?)?$")  # the beginning of a marker, or of a title's end
 
+TITLE_STOP = re.compile("|".join(map(re.escape, ("\n", *MARKERS))))
+LONGEST_TITLE = 200  # characters, if nothing ends it
+
 MOST_BEFORE_NOTE = 60  # characters in which a title must begin and end
 
 
@@ -45,7 +48,7 @@ class StoryReader:
         title = None
         prose = written
         if begun and self.at_start and not head.strip():
-            title, _, prose = rest.partition(TITLE_END)
+            title, prose = split_title(rest)
             title = " ".join(plain_text(remove_markers(title)).split())
         prose = plain_text(remove_markers(prose))
         if self.at_start:
@@ -53,6 +56,22 @@ class StoryReader:
         words = prose[self.given :]
         self.given = max(self.given, len(prose))
         return Piece(words, title, raw)
+
+
+def split_title(rest: str) -> tuple[str, str]:
+    """What follows <|title|> → the title, and what follows that, without the marker between them.
+
+    A title that the model does not end, ends with its line or at another marker, as `fix_markers`
+    has it for a corpus; at the latest with the last whole word of its first 200 characters.
+    """
+    rest = rest.lstrip()
+    found = TITLE_STOP.search(rest)
+    if found and found.start() <= LONGEST_TITLE:
+        return rest[: found.start()], rest[found.end() :]
+    if len(rest) <= LONGEST_TITLE:
+        return rest, ""
+    end = max(rest.rfind(" ", 0, LONGEST_TITLE), 0) or LONGEST_TITLE
+    return rest[:end], rest[end:]
 
 
 def write_with_beams(

@@ -103,6 +103,36 @@ def test_a_title_and_no_marker_is_read_from_the_model(model):
     assert not any("|" in (piece.title or "") for piece in pieces)
 
 
+LONG = "word " * 100
+CUT = LONG[:199]  # the words of the first 200 characters
+
+
+@pytest.mark.parametrize(
+    ("written", "title", "prose"),
+    [
+        ("<|title|>The Fox\n\nA fox ran.\nIt slept.", "The Fox", "A fox ran.\nIt slept."),
+        ("<|title|>\nThe Fox</|title|>\n\nA fox ran.", "The Fox", "A fox ran."),
+        ("<|title|>The Fox<|title|>\nA fox ran.", "The Fox", "A fox ran."),
+        ("<|title|>The Fox<|start|>A fox ran.", "The Fox", "A fox ran."),
+        ("<|title|>The\nFox</|title|>\n\nA fox ran.", "The", "Fox\n\nA fox ran."),
+        ("<|title|></|title|>\nA fox ran.", "", "A fox ran."),
+        ("<|title|>" + LONG, CUT, LONG.removeprefix(CUT + " ")),
+        ("<|title|>" + "x" * 300, "x" * 200, "x" * 100),
+        ("<|title|>" + "x" * 200 + "</|title|>\nA fox.", "x" * 200, "A fox."),
+        ("<|title|>" + "x" * 199 + "\nA fox.", "x" * 199, "A fox."),
+        ("<|title|>" + "x" * 205 + "\nA fox.", "x" * 200, "xxxxx\nA fox."),
+    ],
+    ids=lambda text: text[:20],
+)
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_a_title_that_is_never_ended_takes_no_story_with_it(written, title, prose, size):
+    """Whatever pieces it comes in; and what was given out is never taken back."""
+    reader = StoryReader(at_start=True)
+    pieces = [reader.feed(written[n : n + size]) for n in range(0, len(written), size)]
+    assert pieces[-1].title == title
+    assert "".join(piece.words for piece in pieces) == prose
+
+
 def test_a_request_is_what_the_model_sees(model):
     settings = {"seed": 3, "temperature": 1.0}
     request = Request(hero="Hanna")
