@@ -205,11 +205,15 @@ class Alternatives:
         self.show()
         self.desk.learning.show()
 
+    def around(self) -> dict:
+        """What the model sees beside the text. Raises ValueError for a bad request."""
+        form = self.desk.form
+        title = self.desk.manuscript.title.strip()
+        return {"title": title, "note": form.values["note"], "request": form.request()}
+
     def word(self, at: int) -> None:
         """Show how likely a word was, and the ten likeliest others."""
-        now = self.desk.manuscript.now
-        note = self.desk.form.values["note"]
-        found = word_choice(*self.model(), now.text, at, now.title, note)
+        found = word_choice(*self.model(), self.desk.manuscript.text, at, **self.around())
         event = {"start": found.start, "end": found.end, "text": found.text}
         others = [[word, round(share, 5)] for word, share in found.others]
         self.desk.send({"ev": "word", **event, "p": found.probability, "others": others})
@@ -230,10 +234,7 @@ class Alternatives:
 
     def surprise(self) -> None:
         """Show how surprising each token of the story was, in bits."""
-        now = self.desk.manuscript.now
-        pairs = []
-        if now.text:
-            pairs = surprise(*self.model(), now.text, now.title, self.desk.form.values["note"])
+        pairs = surprise(*self.model(), self.desk.manuscript.text, **self.around())
         self.desk.send({"ev": "surprise", "bits": [[n, round(b, 1)] for n, b in pairs]})
 
 

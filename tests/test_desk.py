@@ -31,6 +31,7 @@ from golpo.lora import adapter_names
 from golpo.requests import Request, request_opening
 from golpo.shelf import Shelf
 from golpo.stories import remove_markers
+from golpo.word_choices import surprise, word_choice
 from golpo_utils import GPTModel, get_tokenizer, story_opening, stream_story
 
 HOSTILE = [
@@ -637,6 +638,23 @@ def test_surprise_covers_the_text(desk):
     bits = desk.page.last("surprise")["bits"]
     assert sum(length for length, _ in bits) == len(desk.page.text)
     assert all(bit >= 0 for _, bit in bits)
+
+
+def test_other_words_and_surprise_see_the_request(desk, model):
+    text = "Once upon a time"
+    type_text(desk, text)
+    found = []
+    for hero in ("", "Hanna"):
+        desk.ask("form", values={"hero": hero, "note": "Mira is brave."})
+        desk.ask("word", at=7)
+        desk.ask("surprise")
+        around = {"note": "Mira is brave.", "request": Request(hero=hero or None)}
+        expected = word_choice(*model, text, 7, **around)
+        assert desk.page.last("word")["p"] == expected.probability
+        bits = [round(one, 1) for _, one in surprise(*model, text, **around)]
+        assert [one for _, one in desk.page.last("surprise")["bits"]] == bits
+        found.append(expected.probability)
+    assert found[0] != found[1] and not desk.page.messages()
 
 
 def test_learning_gives_a_taste_whose_strength_is_set(desk, tmp_path):
