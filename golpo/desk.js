@@ -372,7 +372,7 @@ class Desk extends DeskControls {
           { disabled: !done, ariaLabel: `${t("Take way")} ${n + 1}` }),
         button("I like this one", () => this.send("like", { number: n }),
           { hidden: !like, ariaLabel: `${t("I like way")} ${n + 1}` })),
-      h("span", { className: "small" }, label));
+      h("span", { className: "small" }, label.replace(/^seed\b/, t("seed"))));
     this.keepFocus(this.ways, () => {
       this.ways.replaceChildren(...event.ways.map(article),
         button("Close", () => this.send("close"), { ariaLabel: "Close the ways" }));

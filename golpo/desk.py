@@ -13,6 +13,7 @@ from golpo.desk_form import DeskForm
 from golpo.desk_learning import Learning
 from golpo.desk_pages import Pages
 from golpo.desk_runner import Runner
+from golpo.desk_sentences import Refusal, error_in, say_in
 from golpo.desk_shelf import DeskShelf
 from golpo.desk_writing import Writing
 from golpo.inspector import inspect_next
@@ -26,14 +27,23 @@ WHILE_WRITING = ("hello", "stop", "form", "search", "star", "export", "strength"
 class Desk:
     """One story being written, and everything that a page shows beside it.
 
-    Positions are counted in characters of Python's str.
+    Positions are counted in characters of Python's str. language: of the sentences that it sends.
     """
 
-    def __init__(self, model: GPTModel, tokenizer: tiktoken.Encoding, output_dir, speaker, send):
+    def __init__(
+        self,
+        model: GPTModel,
+        tokenizer: tiktoken.Encoding,
+        output_dir,
+        speaker,
+        send,
+        language: str = "en",
+    ):
         self.model = model
         self.tokenizer = tokenizer
         self.speaker = speaker
         self.send = send
+        self.language = language
         self.manuscript = Manuscript()
         self.pages = Pages(lambda event: self.send(event))
         self.runner = Runner(self.report)
@@ -61,9 +71,9 @@ class Desk:
             name = values.pop("do", None)
             request = values.pop("request", None)
             if name not in self.actions:
-                raise ValueError(f"the page asks for {name!r}, which the desk does not know")
+                raise Refusal("the page asks for {name!r}, which the desk does not know", name=name)
             if self.runner.busy and name not in WHILE_WRITING:
-                raise ValueError("the model is at work; press Stop first")
+                raise Refusal("the model is at work; press Stop first")
             self.actions[name](**values)
         except Exception as error:
             self.report(error)
@@ -72,12 +82,16 @@ class Desk:
     def report(self, error: Exception | None) -> None:
         """Show an exception as one sentence, and the state after it."""
         if error is not None:
-            self.say(str(error) or type(error).__name__)
+            self.send({"ev": "message", "text": error_in(self.language, error)})
         self.show()
 
-    def say(self, text: str) -> None:
-        """Show a sentence to the person."""
-        self.send({"ev": "message", "text": text})
+    def sentence(self, sentence: str, **values) -> str:
+        """A sentence of `SENTENCES` with its values, in the language of the pages."""
+        return say_in(self.language, sentence, **values)
+
+    def say(self, sentence: str, **values) -> None:
+        """Show a sentence of `SENTENCES` to the person."""
+        self.send({"ev": "message", "text": self.sentence(sentence, **values)})
 
     def hello(self) -> None:
         """A page has opened: it gets all there is."""
@@ -125,7 +139,7 @@ class Desk:
         clean = typed_text("the new text", text)
         if length != len(self.manuscript.text):
             self.hello()
-            raise ValueError("another page has changed the story; this page now shows that")
+            raise Refusal("another page has changed the story; this page now shows that")
         self.manuscript.edit(start, end, clean)
         self.show(source)
         self.shelf.keep()

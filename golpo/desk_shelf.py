@@ -4,6 +4,7 @@ import re
 import threading
 
 from golpo.books import Chapter, export_stories
+from golpo.desk_sentences import Refusal
 from golpo.manuscript import Manuscript, Version
 from golpo.shelf import Shelf, ShelfStory, new_name
 from golpo_utils import check_kind
@@ -58,8 +59,8 @@ class DeskShelf:
         if found and self.differs(found):
             self.story.name = new_name()
             self.desk.say(
-                "Another studio has changed this story, too. Both are on the shelf; this page "
-                "goes on with its own."
+                "Another studio has changed this story, too. Both are on the shelf; this page goes "
+                "on with its own."
             )
         elif found:
             self.story.starred = found.starred
@@ -68,7 +69,7 @@ class DeskShelf:
             self.shelf.save(self.story)
         except OSError as error:
             if str(error) != self.trouble:
-                self.desk.say(f"The story is not kept as a file: {error}")
+                self.desk.say("The story is not kept as a file: {error}", error=error)
             self.trouble = str(error)
             return False
         self.trouble = ""
@@ -105,7 +106,7 @@ class DeskShelf:
         try:
             found = self.shelf.search(words)
         except OSError as error:
-            self.desk.say(f"The shelf cannot be read: {error}")
+            self.desk.say("The shelf cannot be read: {error}", error=error)
             return
         rows = [self.row(story) for story in found[:MOST_SHOWN]]
         more = len(found) - len(rows)
@@ -121,14 +122,17 @@ class DeskShelf:
         row["date"] = re.sub(r":\d\d(?=\+00:00$)", "", row["date"])
         if story.name == self.story.name:
             row["words"] = None
+        if not story.title.strip() and not story.text.strip():
+            row["title"] = self.desk.sentence("Untitled")
         return row
 
     def leave(self) -> None:
         """Keep the story, for another one takes its place. Raises ValueError if that fails."""
         if not self.keep() and not self.is_empty():
-            raise ValueError(
-                f"the story is not kept ({self.trouble}); make room, or export or copy it and then "
-                "clear its text and title"
+            raise Refusal(
+                "the story is not kept ({trouble}); make room, or export or copy it and then clear "
+                "its text and title",
+                trouble=self.trouble,
             )
 
     def open(self, name: str) -> None:

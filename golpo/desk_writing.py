@@ -3,6 +3,7 @@
 import asyncio
 import time
 
+from golpo.desk_sentences import Refusal
 from golpo.desk_stream import Piece, stream_passage
 from golpo.long_stories import Sight
 from golpo.manuscript import MODEL
@@ -66,7 +67,7 @@ class Writing:
         """Write the newest passage again, with the next seed."""
         at = self.desk.manuscript.last_passage()
         if at is None:
-            raise ValueError("the model has written nothing yet that could be written again")
+            raise Refusal("the model has written nothing yet that could be written again")
         text = self.desk.manuscript.text
         passage = text[at:]
         gap = passage[: len(passage) - len(passage.lstrip("\n"))] if at else ""
