@@ -66,7 +66,7 @@ SENTENCES = {
     "Learned from {choices} in {seconds} s.": "{number}টি বাছাই থেকে {seconds} সেকেন্ডে শিখেছে।",
     "Of {choices} kept aside, the plain model finds the liked story the likeliest in {before}; "
     "what was learned points to it in {after}.": (
-        "আলাদা রাখা {number}টি বাছাইয়ের মধ্যে আগের মডেল {before}টিতে পছন্দের গল্পটিকে এগিয়ে রাখে; "
+        "আলাদা রাখা {number}টি বাছাইয়ের মধ্যে আগের মডেল {before}টিতে পছন্দের গল্প এগিয়ে রাখে; "
         "যা শিখেছে, তা {after}টিতে।"
     ),
     "Left out: {choices} that did not fit the model.": ("বাদ: {number}টি বাছাই, যা মডেলে ধরে না।"),

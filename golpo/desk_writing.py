@@ -11,8 +11,8 @@ from golpo_utils import check_kind, encode
 
 SECONDS_BETWEEN_FRAMES = 0.1
 WORTH_A_FRAME = 48  # characters: a frame costs nine bytes more than its words
-MOST_SECONDS_BETWEEN_FRAMES = 0.3  # with fewer characters
-SECONDS_BETWEEN_SPEEDS = 1.0
+MOST_SECONDS_BETWEEN_FRAMES = 0.4  # with fewer characters
+SECONDS_BETWEEN_SPEEDS = 2.0
 SECONDS_BETWEEN_SAVES = 3.0
 
 
