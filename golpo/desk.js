@@ -7,7 +7,9 @@ const RECONNECT_WITHIN = 5_000;
 const NEXT_WORD_WITHIN = 60_000;
 // What changes the text. Until the kernel has done it, the page takes no typing: it would be lost.
 const CHANGES = ["go", "retry", "undo", "redo", "new", "open", "delete", "take", "take_word"];
-let pages = 0;
+const FACTS = ["title", "state", "sight", "undo", "redo", "retry"]; // of Desk.facts
+const STATES = { ready: "Ready", writing: "Writing", stopped: "Stopped" };
+const ENDINGS = { end: "the story came to its end", limit: "max tokens reached" };
 
 const readable = (word) => word.replaceAll("\n", "↵").trim() || t("space");
 // A title as golpo/desk.py keeps it.
@@ -19,24 +21,36 @@ class Desk extends DeskControls {
     super();
     labels = model.get("labels");
     this.model = model;
-    this.id = `golpo-${++pages}-${Math.random().toString(36).slice(2, 8)}`;
+    this.id = Math.random().toString(36).slice(2, 8); // of this page, among those of its desk
     this.timers = {};
     this.paper = new Paper(() => this.typed(), (at) => this.placed(at));
-    this.facts = { state: "ready" };
+    this.facts = { state: ["ready"] };
+    this.wayTexts = [];
+    this.shelf = { rows: [] };
     this.sentence = "";
-    this.requests = 0;
-    this.asked = "hello"; // the newest change that the kernel has not done yet, or null
+    this.requests = Math.floor(1000 * Math.random()); // most likely no other page's number
+    this.edits = new Set(); // requests whose change of the text the page shows already
     this.silent = false; // the kernel has not answered
     this.sent = 0; // messages; golpo/desk_inbox.py handles them in this order
     this.lost = false; // the kernel that had the story is gone
     this.el = el;
     el.classList.add("golpo");
     this.build();
-    this.paper.area.readOnly = this.title.readOnly = true; // until the story is here
     this.listener = (message, buffers) => this.receive(message, buffers ?? []);
     model.on("msg:custom", this.listener);
     this.reconnect = () => this.askAgain();
     model.on("comm_live_update", this.reconnect);
+    this.askForAll();
+  }
+
+  get writing() { return this.facts.state[0] === "writing"; }
+
+  // Until all there is comes, a change tells this page nothing, and the page takes no typing.
+  askForAll() {
+    this.isComplete = false;
+    this.asked = "hello"; // the newest change that the kernel has not done yet, or null
+    this.paper.area.readOnly = this.title.readOnly = true;
+    this.edits.clear();
     this.send("hello");
   }
 
@@ -53,7 +67,7 @@ class Desk extends DeskControls {
     this.expectAnswer(ANSWER_WITHIN);
     const message = { do: name, page: this.id, sequence: this.sent, ...values };
     if (CHANGES.includes(name)) {
-      this.asked = message.request = `${this.id}-${++this.requests}`;
+      this.asked = message.request = ++this.requests;
       this.showState();
     }
     try {
@@ -85,7 +99,7 @@ class Desk extends DeskControls {
   // The connection changed: the kernel restarts, or the page is connected to it again.
   askAgain() {
     this.flush();
-    this.send("hello");
+    this.askForAll();
     this.expectAnswer(RECONNECT_WITHIN, true);
   }
 
@@ -136,48 +150,67 @@ class Desk extends DeskControls {
 
   receive(event, buffers) {
     this.answered();
-    if ("+" in event) this.append(event);
-    else if ("w" in event) event.w.forEach(([n, words]) => this.wayTexts[n].append(words));
+    if ("done" in event) this.done(event.done);
+    else if (event.ev === "all") this.showAll(event);
+    else if (event.ev === "message") this.say(event.text);
+    else if (!this.isComplete) return;
+    else if ("+" in event || ["text", "state"].includes(event.ev)) this.change(event);
+    else if ("w" in event) event.w.forEach(([n, words]) => this.wayTexts[n]?.append(words));
     else this[`on_${event.ev}`]?.(event, buffers);
-    if (this.facts.state === "writing") this.expectAnswer(NEXT_WORD_WITHIN, true);
+    if (this.writing) this.expectAnswer(NEXT_WORD_WITHIN, true);
   }
 
-  on_done(event) {
-    if (event.request !== this.asked) return;
-    this.asked = null;
-    this.showState();
+  done(request) {
+    if (request !== null && request === this.asked) {
+      this.asked = null;
+      this.showState();
+    }
+    if (this.edits.delete(request)) this.settle();
   }
 
-  on_all(event) {
-    this.asked = null;
+  showAll(event) {
+    this.isComplete = true;
+    if (this.asked === "hello") this.asked = null;
     if (!this.fields) this.buildForm(event);
     this.fill(event.values);
     this.speaker.textContent = event.speaker;
     this.layer.max = event.layers - 1;
     this.head.max = event.heads - 1;
-    this.paper.set(event.text);
-    this.on_state(event);
-  }
-
-  on_text(event) {
-    if (event.source !== this.id) {
-      this.paper.replace(event.at, event.cut, event.new);
-      if (!this.word.hidden) this.hideWord();
-    }
-    this.on_state(event);
-  }
-
-  on_state(event) {
-    const wrote = this.facts.state === "writing";
-    this.facts = { ...this.facts, ...event };
-    if (event.marks && !this.timers.edit) this.paper.marks = event.marks;
-    this.showTitle(event.title);
-    this.showState();
+    this.shelf = { rows: [] };
+    this.paper.known = { text: event.text, marks: event.marks };
+    this.showFacts(event);
+    this.settle();
     this.redraw();
-    if (wrote && event.state !== "writing") {
-      this.speak("", true);
-      this.askBits();
-    }
+  }
+
+  // What is new of the story: words at the end, other text, or only facts about it.
+  change(event) {
+    if (!this.paper.learn(event)) return this.askForAll();
+    const isForeign = "+" in event || ("at" in event && event.source !== this.id);
+    if (isForeign && !this.word.hidden) this.hideWord();
+    const seen = this.foot.getBoundingClientRect().bottom <= window.innerHeight + 40;
+    this.showFacts(event);
+    this.settle();
+    if ("sight" in event) this.redraw();
+    if ("+" in event && seen) this.foot.scrollIntoView({ block: "nearest" }); // Stop stays in view
+  }
+
+  showFacts(event) {
+    const wrote = this.writing;
+    for (const name of FACTS) if (name in event) this.facts[name] = event[name];
+    if ("+" in event && !("state" in event) && !wrote) this.facts.state = ["writing"];
+    this.showTitle(this.facts.title);
+    this.showState();
+    const hasEnded = wrote && !this.writing;
+    if ("+" in event || hasEnded) this.speak(event["+"] ?? "", !this.writing);
+    if (hasEnded) this.askBits();
+  }
+
+  // Once no edit of its own is on its way, the page shows what the kernel has.
+  settle() {
+    if (this.edits.size) return;
+    if (this.paper.settle()) this.redraw();
+    this.showState();
   }
 
   // A space that was typed last stays: more may follow.
@@ -186,28 +219,17 @@ class Desk extends DeskControls {
     if (!this.timers.title && !typing) this.title.value = title;
   }
 
-  append(event) {
-    const seen = this.foot.getBoundingClientRect().bottom <= window.innerHeight + 40;
-    this.paper.append(event["+"]);
-    if (seen) this.foot.scrollIntoView({ block: "nearest" }); // Stop stays in view
-    this.speak(event["+"]);
-    if ("rate" in event) {
-      this.facts = { ...this.facts, ...event };
-      this.showTitle(event.title);
-      this.showState();
-    }
-  }
-
   showState() {
-    const { why, tokens, rate, undo, redo, retry } = this.facts;
-    const state = this.lost ? "stopped" : this.facts.state;
+    const { undo, redo, retry } = this.facts;
+    const [why, tokens, rate] = this.facts.state;
+    const state = this.lost ? "stopped" : why in STATES ? why : "ready";
     const writing = state === "writing";
-    const name = t({ ready: "Ready", writing: "Writing", stopped: "Stopped" }[state]);
-    const words = this.paper.local.trim().split(/\s+/).filter(Boolean).length;
     const speed = tokens ? `${tokens} ${t("tokens")}, ${rate} ${t("a second")}` : "";
-    const ended = state === "ready" && tokens ? t(why) : "";
-    this.state.textContent = [name, ended, speed, `${words} ${t("words")}`]
+    const ended = state === "ready" && tokens ? t(ENDINGS[why] ?? "") : "";
+    const words = this.paper.words();
+    this.state.textContent = [t(STATES[state]), ended, speed, `${words} ${t("words")}`]
       .filter(Boolean).join(" · ");
+    if (this.openWords) this.openWords.textContent = words; // the story's row on the shelf
     this.el.dataset.state = state;
     const had = this.el.contains(document.activeElement) ? document.activeElement : null;
     const { go, stop, here, fresh, ways } = this.buttons;
@@ -272,7 +294,10 @@ class Desk extends DeskControls {
 
   sendEdit() {
     const edit = this.paper.takeEdit();
-    if (edit) this.send("edit", { ...edit, source: this.id });
+    if (!edit) return;
+    const request = ++this.requests;
+    this.edits.add(request);
+    this.send("edit", { ...edit, source: this.id, request });
   }
 
   sendTitle() {
@@ -281,7 +306,7 @@ class Desk extends DeskControls {
   }
 
   askBits() {
-    if (this.shade.firstChild.checked && this.facts.state !== "writing") this.send("surprise");
+    if (this.shade.firstChild.checked && !this.writing) this.send("surprise");
     else if (this.paper.bits.length) {
       this.paper.bits = [];
       this.redraw();
@@ -289,8 +314,8 @@ class Desk extends DeskControls {
   }
 
   placed(at) {
-    this.buttons.here.hidden = this.facts.state === "writing" || this.paper.cursor() === null;
-    if (at === null || this.facts.state === "writing") return;
+    this.buttons.here.hidden = this.writing || this.paper.cursor() === null;
+    if (at === null || this.writing) return;
     if (this.paper.author(at)) this.send("word", { at });
     else this.hideWord();
   }
@@ -311,7 +336,7 @@ class Desk extends DeskControls {
     const letter = event.key.toLowerCase();
     const inText = [this.paper.area, this.title].includes(event.target);
     let name = null;
-    if (event.key === "Escape") name = this.facts.state === "writing" ? "stop" : "hide";
+    if (event.key === "Escape") name = this.writing ? "stop" : "hide";
     else if (command && event.key === "Enter") name = "go";
     else if (event.altKey && event.key === "Enter") name = "look";
     else if (command && inText && letter === "z") name = event.shiftKey ? "redo" : "undo";
@@ -327,8 +352,6 @@ class Desk extends DeskControls {
   on_form(event) { if (event.source !== this.id) this.fill(event.values); }
 
   on_presets(event) { this.showPresets(event); }
-
-  on_message(event) { this.say(event.text); }
 
   on_surprise(event) { this.paper.bits = event.bits; this.redraw(); }
 
@@ -349,7 +372,7 @@ class Desk extends DeskControls {
           { disabled: !done, ariaLabel: `${t("Take way")} ${n + 1}` }),
         button("I like this one", () => this.send("like", { number: n }),
           { hidden: !like, ariaLabel: `${t("I like way")} ${n + 1}` })),
-      h("span", { className: "small" }, label));
+      h("span", { className: "small" }, label.replace(/^seed\b/, t("seed"))));
     this.keepFocus(this.ways, () => {
       this.ways.replaceChildren(...event.ways.map(article),
         button("Close", () => this.send("close"), { ariaLabel: "Close the ways" }));

@@ -2,10 +2,8 @@
 
 A page sends messages {"do": name, …}; `receive` calls the action of that name with the rest as
 keywords. Answers go to `send`: {"ev": name, …}, and {"+": words} for words that the model adds.
-A message with a "request" is answered by {"ev": "done"} once its action is over.
+Once a message's action is over, it is answered by {"done": its "request", or None}.
 """
-
-import os
 
 import tiktoken
 
@@ -13,31 +11,41 @@ from golpo.console import clean_text
 from golpo.desk_choices import Alternatives
 from golpo.desk_form import DeskForm
 from golpo.desk_learning import Learning
+from golpo.desk_pages import Pages
 from golpo.desk_runner import Runner
+from golpo.desk_sentences import Refusal, error_in, say_in
 from golpo.desk_shelf import DeskShelf
-from golpo.desk_stream import passage_opening
 from golpo.desk_writing import Writing
 from golpo.inspector import inspect_next
-from golpo.manuscript import MODEL, Manuscript
+from golpo.manuscript import Manuscript
+from golpo.openings import Draft
 from golpo_utils import GPTModel, check_kind
 
 WHILE_WRITING = ("hello", "stop", "form", "search", "star", "export", "strength")
-ENDINGS = {"end": "the story came to its end", "limit": "max tokens reached", "stopped": "stopped"}
 
 
 class Desk:
     """One story being written, and everything that a page shows beside it.
 
-    shown: the text as the pages have it. Positions are counted in characters of Python's str.
+    Positions are counted in characters of Python's str. language: of the sentences that it sends.
     """
 
-    def __init__(self, model: GPTModel, tokenizer: tiktoken.Encoding, output_dir, speaker, send):
+    def __init__(
+        self,
+        model: GPTModel,
+        tokenizer: tiktoken.Encoding,
+        output_dir,
+        speaker,
+        send,
+        language: str = "en",
+    ):
         self.model = model
         self.tokenizer = tokenizer
         self.speaker = speaker
         self.send = send
+        self.language = language
         self.manuscript = Manuscript()
-        self.shown = ""
+        self.pages = Pages(lambda event: self.send(event))
         self.runner = Runner(self.report)
         self.writing = Writing(self)
         self.form = DeskForm(self, output_dir)
@@ -63,71 +71,66 @@ class Desk:
             name = values.pop("do", None)
             request = values.pop("request", None)
             if name not in self.actions:
-                raise ValueError(f"the page asks for {name!r}, which the desk does not know")
+                raise Refusal("the page asks for {name!r}, which the desk does not know", name=name)
             if self.runner.busy and name not in WHILE_WRITING:
-                raise ValueError("the model is at work; press Stop first")
+                raise Refusal("the model is at work; press Stop first")
             self.actions[name](**values)
         except Exception as error:
             self.report(error)
-        if request is not None:
-            self.send({"ev": "done", "request": request})
+        self.send({"done": request})
 
     def report(self, error: Exception | None) -> None:
         """Show an exception as one sentence, and the state after it."""
         if error is not None:
-            self.say(str(error) or type(error).__name__)
-        self.show_state()
+            self.send({"ev": "message", "text": error_in(self.language, error)})
+        self.show()
 
-    def say(self, text: str) -> None:
-        """Show a sentence to the person."""
-        self.send({"ev": "message", "text": text})
+    def sentence(self, sentence: str, **values) -> str:
+        """A sentence of `SENTENCES` with its values, in the language of the pages."""
+        return say_in(self.language, sentence, **values)
+
+    def say(self, sentence: str, **values) -> None:
+        """Show a sentence of `SENTENCES` to the person."""
+        self.send({"ev": "message", "text": self.sentence(sentence, **values)})
 
     def hello(self) -> None:
         """A page has opened: it gets all there is."""
-        self.show()
-        event = self.form.event() | {
-            "ev": "all",
+        rest = self.form.event() | {
             "speaker": self.speaker,
             "layers": len(self.model.trf_blocks),
             "heads": self.model.config["n_heads"],
-            "text": self.shown,
         }
-        self.send(event | self.facts())
+        with self.pages.lock:
+            self.pages.show_all(self.manuscript.now, self.facts(), rest)
         self.alternatives.show()
         self.learning.show()
         self.shelf.search()
 
     def facts(self) -> dict:
-        """Title, authors and state, as each change may have altered them."""
+        """What a page shows of the story beside its text, as each change may have altered it.
+
+        state: "writing", or why the model stopped, or "ready"; and the passage's tokens and rate.
+        """
         now = self.manuscript.now
-        state = "ready"
-        if self.runner.busy:
-            state = "writing"
-        elif now.ended == "stopped":
-            state = "stopped"
+        state = "writing" if self.runner.busy else now.ended or "ready"
         return {
             "title": now.title,
-            "marks": [[int(p.author == MODEL), len(p.text)] for p in now.passages],
-            "state": state,
-            "why": ENDINGS.get(now.ended, ""),
+            "state": [state, *self.writing.speed],
+            "sight": min(self.writing.sight, len(now.text)),
             "undo": self.manuscript.can_undo,
             "redo": self.manuscript.can_redo,
             "retry": self.manuscript.last_passage() is not None,
-            **self.writing.facts(),
         }
 
-    def show_state(self) -> None:
-        self.send({"ev": "state", **self.facts()})
+    @property
+    def shown(self) -> str:
+        """The text as the pages have it."""
+        return self.pages.text
 
-    def show(self) -> None:
-        """Send what differs from the text that the pages have."""
-        old = self.shown
-        new = self.manuscript.text
-        start = len(os.path.commonprefix([old, new]))
-        tail = len(os.path.commonprefix([old[start:][::-1], new[start:][::-1]]))
-        change = {"at": start, "cut": len(old) - tail - start, "new": new[start : len(new) - tail]}
-        self.shown = new
-        self.send({"ev": "text", **change, **self.facts()})
+    def show(self, source: str = "") -> None:
+        """Send what differs from what the pages have. source: the page that made the change."""
+        with self.pages.lock:
+            self.pages.show(self.manuscript.now, self.facts(), source)
 
     def edit(self, start: int, end: int, text: str, length: int, source: str = "") -> None:
         """A person replaced what stood from `start` to `end`. length: of the text before that."""
@@ -136,20 +139,15 @@ class Desk:
         clean = typed_text("the new text", text)
         if length != len(self.manuscript.text):
             self.hello()
-            raise ValueError("another page has changed the story; this page now shows that")
+            raise Refusal("another page has changed the story; this page now shows that")
         self.manuscript.edit(start, end, clean)
-        self.shown = self.manuscript.text
-        if clean != text:
-            self.hello()
-        else:
-            change = {"at": start, "cut": end - start, "new": text}
-            self.send({"ev": "text", "source": source, **change, **self.facts()})
+        self.show(source)
         self.shelf.keep()
 
     def set_title(self, title: str) -> None:
         """A person changed the title."""
         self.manuscript.set_title(" ".join(typed_text("the title", title).split()))
-        self.show_state()
+        self.show()
         self.shelf.keep()
 
     def change(self, manuscript: Manuscript) -> None:
@@ -169,13 +167,16 @@ class Desk:
         self.show()
         self.shelf.keep()
 
+    def draft(self) -> Draft:
+        """The story as the model sees it when it goes on. Raises ValueError for a bad request."""
+        now = self.manuscript.now
+        text = now.text.rstrip(" ")  # a token brings its own space
+        note = self.form.values["note"]
+        return Draft(self.model, self.tokenizer, text, now.title, note, self.form.request())
+
     def inspect(self, layer: int = 0, head: int = 0) -> None:
         """Show the likeliest next tokens, and where a head looks."""
-        now = self.manuscript.now
-        options = self.form.options()
-        opening = passage_opening(
-            self.model, self.tokenizer, now.text, now.title, options["note"], options["request"]
-        )
+        opening = self.draft().opening()
         bars, picture = inspect_next(
             self.model,
             self.tokenizer,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from golpo.adapter_files import base_fingerprint
 from golpo.choices import MOST_STORIES, Choice, append_choice
 from golpo.desk_form import PRESETS
+from golpo.desk_sentences import Refusal
 from golpo.desk_stream import Piece, stream_passage
 from golpo.desk_writing import SECONDS_BETWEEN_FRAMES
 from golpo.files import as_path
@@ -139,7 +140,7 @@ class Alternatives:
         self.offer.ways = [Way(label, options | change, bool(short)) for label, change in changes]
         self.show()
         desk.runner.start(self.write(self.offer), self.show)
-        desk.show_state()
+        desk.show()
 
     async def write(self, offer: Offer) -> None:
         """Write the ways in turn, a token each, until they end or a stop is asked for."""
@@ -175,7 +176,7 @@ class Alternatives:
         """The offer, and one of its ways. Raises ValueError if there is none."""
         ways = self.offer.ways if self.offer else []
         if type(number) is not int or not 0 <= number < len(ways):
-            raise ValueError(f"there is no way {number!r} to take; press Three ways on")
+            raise Refusal("there is no way {number!r} to take; press Three ways on", number=number)
         return self.offer, ways[number]
 
     def take(self, number: int) -> None:
@@ -183,7 +184,7 @@ class Alternatives:
         offer, way = self.chosen(number)
         manuscript = self.desk.manuscript
         if manuscript.text != offer.text:
-            raise ValueError(
+            raise Refusal(
                 "the text has changed since these ways on were written; undo that, or write others"
             )
         manuscript.begin_passage(gap=offer.gap)
@@ -199,17 +200,21 @@ class Alternatives:
         """Note that one of the ways is liked most, to learn from it later."""
         offer, _ = self.chosen(number)
         if not offer.can_like:
-            raise ValueError("one of these ways is noted as liked already; write others to choose")
+            raise Refusal("one of these ways is noted as liked already; write others to choose")
         append_choice(self.folder, offer.choice(number, base_fingerprint(self.desk.model)))
         offer.can_like = False
         self.show()
         self.desk.learning.show()
 
+    def around(self) -> dict:
+        """What the model sees beside the text. Raises ValueError for a bad request."""
+        form = self.desk.form
+        title = self.desk.manuscript.title.strip()
+        return {"title": title, "note": form.values["note"], "request": form.request()}
+
     def word(self, at: int) -> None:
         """Show how likely a word was, and the ten likeliest others."""
-        now = self.desk.manuscript.now
-        note = self.desk.form.values["note"]
-        found = word_choice(*self.model(), now.text, at, now.title, note)
+        found = word_choice(*self.model(), self.desk.manuscript.text, at, **self.around())
         event = {"start": found.start, "end": found.end, "text": found.text}
         others = [[word, round(share, 5)] for word, share in found.others]
         self.desk.send({"ev": "word", **event, "p": found.probability, "others": others})
@@ -219,7 +224,7 @@ class Alternatives:
         manuscript = self.desk.manuscript
         check_number("the word's position", start, 0, whole=True)
         if not manuscript.text.startswith(old, start):
-            raise ValueError(f"{old!r} no longer stands there; click the word once more")
+            raise Refusal("{old!r} no longer stands there; click the word once more", old=old)
         if word == END:
             manuscript.begin_passage(start)
             manuscript.end_passage("end")
@@ -230,10 +235,7 @@ class Alternatives:
 
     def surprise(self) -> None:
         """Show how surprising each token of the story was, in bits."""
-        now = self.desk.manuscript.now
-        pairs = []
-        if now.text:
-            pairs = surprise(*self.model(), now.text, now.title, self.desk.form.values["note"])
+        pairs = surprise(*self.model(), self.desk.manuscript.text, **self.around())
         self.desk.send({"ev": "surprise", "bits": [[n, round(b, 1)] for n, b in pairs]})
 
 

@@ -127,13 +127,21 @@ class DeskControls {
     this.learn.disabled = lacking > 0;
   }
 
+  // Of rows that the page has, only their places come: [start, end].
   on_shelf(event) {
-    this.keepFocus(this.rows, () => this.rows.replaceChildren(
-      ...event.rows.map((row) => this.shelfRow(row, event.open))));
+    const had = this.shelf.rows;
+    const parts = event.rows ?? [[0, had.length]];
+    if (parts.some((part) => part[1] > had.length)) return this.askForAll();
+    const rows = parts.flatMap((part) => Array.isArray(part) ? had.slice(...part) : part);
+    this.shelf = { ...this.shelf, ...event, rows };
+    const { open, more, skipped } = this.shelf;
+    this.openWords = null;
+    this.keepFocus(this.rows, () =>
+      this.rows.replaceChildren(...rows.map((row) => this.shelfRow(row, open))));
     const notes = [];
-    if (event.more) notes.push(`${t("More stories, to search for:")} ${event.more}.`);
-    if (event.skipped) notes.push(`${t("Damaged files, skipped:")} ${event.skipped}.`);
-    if (!event.rows.length) notes.push(t("No story here."));
+    if (more) notes.push(`${t("More stories, to search for:")} ${more}.`);
+    if (skipped) notes.push(`${t("Damaged files, skipped:")} ${skipped}.`);
+    if (!rows.length) notes.push(t("No story here."));
     if (notes.length) this.rows.append(h("li", { className: "small" }, notes.join(" ")));
   }
 
@@ -150,8 +158,10 @@ class DeskControls {
     const date = new Date(row.date).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
     const title = button(verbatim(row.title), () => this.send("open", { name: row.name }),
       { className: "link", ariaCurrent: String(row.name === open) });
+    const words = h("span", {}, verbatim(row.words ?? this.paper.words()));
+    if (row.words === null) this.openWords = words; // as many as are shown at any moment
     return h("li", {}, star, h("div", {}, title,
-      h("span", { className: "small" }, `${row.words} ${t("words")} · ${date}`)), remove);
+      h("span", { className: "small" }, words, verbatim(` ${t("words")} · ${date}`))), remove);
   }
 
   formChanged(name) {

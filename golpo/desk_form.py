@@ -3,6 +3,7 @@
 import itertools
 import json
 
+from golpo.desk_sentences import Refusal, Term
 from golpo.files import as_path, make_folder, replace_file
 from golpo.requests import CHOICES, Request
 from golpo.stories import DEFAULT_SAMPLING
@@ -91,7 +92,7 @@ class DeskForm:
                 check_kind(f"the field {name}", value, str, "text")
                 self.values[name] = value.encode("utf-8", "replace").decode()
             else:
-                raise ValueError(f"the page sets {name!r}, which the desk does not have")
+                raise Refusal("the page sets {name!r}, which the desk does not have", name=name)
         self.desk.send({"ev": "form", "source": source, "values": values})
 
     def next_seed(self, used: int = 1) -> None:
@@ -130,10 +131,16 @@ class DeskForm:
         try:
             own, faults = usable_presets(self.read_presets())
         except OSError as error:
-            self.unsaid.append(f"Your presets cannot be read: {error}")
+            self.unsaid.append(
+                self.desk.sentence("Your presets cannot be read: {error}", error=error)
+            )
             return {}
         if faults:
-            self.unsaid.append(f"Not used of {PRESETS_FILE}: {'; '.join(faults)}.")
+            self.unsaid.append(
+                self.desk.sentence(
+                    "Not used of {file}: {faults}.", file=PRESETS_FILE, faults="; ".join(faults)
+                )
+            )
         return own
 
     def read_presets(self) -> dict:
@@ -148,7 +155,11 @@ class DeskForm:
             names = (self.path.with_suffix(f".damaged{n}.json") for n in itertools.count(1))
             free = next(name for name in names if not name.exists())
             self.path.rename(free)
-            self.unsaid.append(f"{PRESETS_FILE} is damaged; it is now {free.name}.")
+            self.unsaid.append(
+                self.desk.sentence(
+                    "{file} is damaged; it is now {free}.", file=PRESETS_FILE, free=free.name
+                )
+            )
             return {}
 
     def save_preset(self, name: str) -> None:
@@ -156,7 +167,9 @@ class DeskForm:
         check_kind("the preset's name", name, str, "text")
         name = " ".join(name.split())[:40]
         if not name or name in PRESETS:
-            raise ValueError(f"a preset of your own cannot be called {name!r}; give another name")
+            raise Refusal(
+                "a preset of your own cannot be called {name!r}; give another name", name=name
+            )
         values = {key: self.values[key] for key in (*SLIDERS, "num_beams") if key != "seed"}
         # Another studio may have written the file since.
         self.write_presets(self.read_presets() | {name: values})
@@ -179,7 +192,7 @@ class DeskForm:
     def say_unsaid(self) -> None:
         """Show what could not be said before there was a page."""
         if self.unsaid:
-            self.desk.say(" ".join(self.unsaid))
+            self.desk.send({"ev": "message", "text": " ".join(self.unsaid)})
             self.unsaid = []
 
 
@@ -200,11 +213,21 @@ def checked(name: str, value) -> int | float:
     """A control's value as the number that it must be. Raises ValueError for any other."""
     if name == "num_beams":
         if type(value) is not int or value not in BEAMS:
-            raise ValueError(f"the number of beams is {value!r}; it must be one of {BEAMS}")
+            raise Refusal(
+                "the number of beams is {value!r}; it must be one of {beams}",
+                value=value,
+                beams=BEAMS,
+            )
         return value
     if name not in SLIDERS:
-        raise ValueError(f"there is no slider {name!r}")
+        raise Refusal("there is no slider {name!r}", name=name)
     label, low, high, step, _ = SLIDERS[name]
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise ValueError(f"{label} is {value!r}; it must be a number from {low} to {high}")
+        raise Refusal(
+            "{label} is {value!r}; it must be a number from {low} to {high}",
+            label=Term(label),
+            value=value,
+            low=low,
+            high=high,
+        )
     return int(value) if isinstance(step, int) else float(value)

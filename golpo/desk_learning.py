@@ -3,6 +3,7 @@
 import asyncio
 
 from golpo.choices import CHOICES_FILE, read_choices
+from golpo.desk_sentences import Refusal
 from golpo.files import as_path
 from golpo.lora import (
     MAX_STRENGTH,
@@ -40,7 +41,7 @@ class Learning:
             choices = len(read_choices(self.folder).choices)
             has_taste = newest_taste(self.folder) is not None
         except OSError as error:
-            self.desk.say(f"{CHOICES_FILE} cannot be read: {error}")
+            self.desk.say("{file} cannot be read: {error}", file=CHOICES_FILE, error=error)
             return
         event = {"choices": choices, "least": LEAST_CHOICES, "has_taste": has_taste}
         self.desk.send({"ev": "taste", **event, "strength": self.strength, "most": MAX_STRENGTH})
@@ -52,7 +53,7 @@ class Learning:
         if TASTE not in adapter_names(model):
             folder = newest_taste(self.folder)
             if folder is None:
-                raise ValueError("nothing has been learned yet; press Learn from my choices")
+                raise Refusal("nothing has been learned yet; press Learn from my choices")
             load_adapter(model, folder, TASTE)
         set_adapter_strength(model, value, TASTE)
 
@@ -61,7 +62,7 @@ class Learning:
         choices = read_choices(self.folder).choices
         steps = learn_steps(self.desk.model, self.desk.tokenizer, choices, self.folder)
         self.desk.runner.start(self.run(steps), self.show)
-        self.desk.show_state()
+        self.desk.show()
 
     async def run(self, steps) -> None:
         """Take the steps on another thread, so that the page answers; Stop saves nothing."""
@@ -80,11 +81,16 @@ class Learning:
             progress = await loop.run_in_executor(None, take_step)
             if progress is DONE:
                 break
-            self.desk.say(f"{progress}; Stop saves nothing")
+            self.desk.say(
+                "learning: {share}, {seconds} s left; Stop saves nothing",
+                share=f"{progress.done:.0%}",
+                seconds=f"{progress.seconds_left:.0f}",
+            )
         if learned is None:
             self.desk.say("Learning was stopped; nothing was saved.")
             return
         if TASTE in adapter_names(self.desk.model):
             remove_adapter(self.desk.model, TASTE)
         load_adapter(self.desk.model, learned.folder, TASTE)
-        self.desk.say(learned.describe().replace("\n", " "))
+        said = [self.desk.sentence(text, **values) for text, values in learned.sentences()]
+        self.desk.send({"ev": "message", "text": " ".join(said)})

@@ -1,8 +1,10 @@
 """The writer's desk: the story is kept as it is written, and the shelf shows all of them."""
 
+import re
 import threading
 
 from golpo.books import Chapter, export_stories
+from golpo.desk_sentences import Refusal
 from golpo.manuscript import Manuscript, Version
 from golpo.shelf import Shelf, ShelfStory, new_name
 from golpo_utils import check_kind
@@ -57,8 +59,8 @@ class DeskShelf:
         if found and self.differs(found):
             self.story.name = new_name()
             self.desk.say(
-                "Another studio has changed this story, too. Both are on the shelf; this page "
-                "goes on with its own."
+                "Another studio has changed this story, too. Both are on the shelf; this page goes "
+                "on with its own."
             )
         elif found:
             self.story.starred = found.starred
@@ -67,7 +69,7 @@ class DeskShelf:
             self.shelf.save(self.story)
         except OSError as error:
             if str(error) != self.trouble:
-                self.desk.say(f"The story is not kept as a file: {error}")
+                self.desk.say("The story is not kept as a file: {error}", error=error)
             self.trouble = str(error)
             return False
         self.trouble = ""
@@ -104,18 +106,33 @@ class DeskShelf:
         try:
             found = self.shelf.search(words)
         except OSError as error:
-            self.desk.say(f"The shelf cannot be read: {error}")
+            self.desk.say("The shelf cannot be read: {error}", error=error)
             return
-        rows = [story.summary() for story in found[:MOST_SHOWN]]
-        event = {"ev": "shelf", "rows": rows, "more": len(found) - len(rows)}
-        self.desk.send(event | {"skipped": self.shelf.skipped, "open": self.story.name})
+        rows = [self.row(story) for story in found[:MOST_SHOWN]]
+        more = len(found) - len(rows)
+        beside = {"more": more, "skipped": self.shelf.skipped, "open": self.story.name}
+        self.desk.pages.show_shelf(rows, beside)
+
+    def row(self, story: ShelfStory) -> dict:
+        """A story as a page lists it: its date to the minute.
+
+        The words of the story that is shown are None: the page counts those itself, at any moment.
+        """
+        row = story.summary()
+        row["date"] = re.sub(r":\d\d(?=\+00:00$)", "", row["date"])
+        if story.name == self.story.name:
+            row["words"] = None
+        if not story.title.strip() and not story.text.strip():
+            row["title"] = self.desk.sentence("Untitled")
+        return row
 
     def leave(self) -> None:
         """Keep the story, for another one takes its place. Raises ValueError if that fails."""
         if not self.keep() and not self.is_empty():
-            raise ValueError(
-                f"the story is not kept ({self.trouble}); make room, or export or copy it and then "
-                "clear its text and title"
+            raise Refusal(
+                "the story is not kept ({trouble}); make room, or export or copy it and then clear "
+                "its text and title",
+                trouble=self.trouble,
             )
 
     def open(self, name: str) -> None:

@@ -3,18 +3,23 @@
 import functools
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import tiktoken
 
 from golpo.beam_stories import stream_beams
 from golpo.console import plain_text
-from golpo.long_stories import Sight, complete_pieces, is_broken_end, sight_of, stream_long_story
-from golpo.requests import Request, request_opening
+from golpo.long_stories import Sight, complete_pieces, is_broken_end, stream_long_story
+from golpo.openings import Draft
+from golpo.requests import Request
 from golpo.stories import remove_markers
-from golpo_utils import END, TITLE, TITLE_END, GPTModel, encode, story_opening, stream_story
+from golpo_utils import END, MARKERS, TITLE, TITLE_END, GPTModel, encode, stream_story
 
 INCOMPLETE = re.compile(r"<(/?(\|\w*\|?)?)?$")  # the beginning of a marker, or of a title's end
+
+TITLE_STOP = re.compile("|".join(map(re.escape, ("\n", *MARKERS))))
+LONGEST_TITLE = 200  # characters, if nothing ends it
 
 MOST_BEFORE_NOTE = 60  # characters in which a title must begin and end
 
@@ -43,7 +48,7 @@ class StoryReader:
         title = None
         prose = written
         if begun and self.at_start and not head.strip():
-            title, _, prose = rest.partition(TITLE_END)
+            title, prose = split_title(rest)
             title = " ".join(plain_text(remove_markers(title)).split())
         prose = plain_text(remove_markers(prose))
         if self.at_start:
@@ -51,6 +56,22 @@ class StoryReader:
         words = prose[self.given :]
         self.given = max(self.given, len(prose))
         return Piece(words, title, raw)
+
+
+def split_title(rest: str) -> tuple[str, str]:
+    """What follows <|title|> → the title, and what follows that, without the marker between them.
+
+    A title that the model does not end, ends with its line or at another marker, as `fix_markers`
+    has it for a corpus; at the latest with the last whole word of its first 200 characters.
+    """
+    rest = rest.lstrip()
+    found = TITLE_STOP.search(rest)
+    if found and found.start() <= LONGEST_TITLE:
+        return rest[: found.start()], rest[found.end() :]
+    if len(rest) <= LONGEST_TITLE:
+        return rest, ""
+    end = max(rest.rfind(" ", 0, LONGEST_TITLE), 0) or LONGEST_TITLE
+    return rest[:end], rest[end:]
 
 
 def write_with_beams(
@@ -76,51 +97,16 @@ def write_with_beams(
     )
 
 
-def opening_with(
-    request: Request, model: GPTModel, tokenizer: tiktoken.Encoding, sight: Sight
-) -> dict:
-    """Keywords of `story_opening`: with the request while all fits into the model's context."""
-    if request.is_used() and sight.start == 0:
-        opening = request_opening(request, sight.title, sight.prompt)
-        if len(story_opening(tokenizer, **opening)) <= model.config["context_length"]:
-            return opening
-    return sight.opening()
-
-
-def passage_opening(
-    model: GPTModel,
-    tokenizer: tiktoken.Encoding,
-    text: str,
-    title: str,
-    note: str,
-    request: Request,
-) -> dict:
-    """What the model sees when it begins a passage, as keywords of `story_opening`."""
-    note = note if text.strip() or title else ""
-    sight = sight_of(model, tokenizer, text.rstrip(" "), title, note)
-    return opening_with(request, model, tokenizer, sight)
-
-
-def most_at_first(model: GPTModel, tokenizer: tiktoken.Encoding, request: Request) -> int:
+def most_at_first(draft: Draft) -> int:
     """How many tokens a story without a title may have until it goes on with the one it chose."""
-    capacity = model.config["context_length"]
-    opening = passage_opening(model, tokenizer, "", "", "", request)
-    return min(capacity // 2, capacity - len(story_opening(tokenizer, **opening)) + 1)
+    capacity = draft.model.config["context_length"]
+    return min(capacity // 2, capacity - draft.size() + 1)
 
 
 def raw_pieces(
-    model: GPTModel,
-    tokenizer: tiktoken.Encoding,
-    text: str,
-    title: str,
-    note: str,
-    request: Request,
-    on_sight: Callable[[Sight], None] | None,
-    *,
-    num_beams: int = 1,
-    **settings,
+    draft: Draft, on_sight: Callable[[Sight], None] | None, *, num_beams: int = 1, **settings
 ) -> Iterator[str]:
-    """Yield what the model writes after `text`; return "end" or "limit".
+    """Yield what the model writes after a draft's text; return "end" or "limit".
 
     num_beams: above 1, it is searched for; then empty pieces come first, one a token.
     """
@@ -129,14 +115,14 @@ def raw_pieces(
         write = functools.partial(write_with_beams, num_beams)
     return (
         yield from stream_long_story(
-            model,
-            tokenizer,
-            text,
-            title=title,
-            note=note,
+            draft.model,
+            draft.tokenizer,
+            draft.text,
+            title=draft.title,
+            note=draft.note,
             on_sight=on_sight,
             write=write,
-            opening_of=functools.partial(opening_with, request, model, tokenizer),
+            opening_of=draft.opening_of,
             **settings,
         )
     )
@@ -157,19 +143,14 @@ def stream_passage(
     settings: of `stream_story`, and num_beams: above 1, the passage comes as a whole at its end.
     Without title and text the model chooses a title, which it sees behind a full context, too.
     """
-    request = request or Request()
+    draft = Draft(model, tokenizer, text, title, note, request or Request())
     left = settings.pop("max_new_tokens")
-    if text.strip() or title:
-        return (
-            yield from continued(
-                model, tokenizer, text, title, note, request, on_sight, left, settings
-            )
-        )
+    if draft.has_begun():
+        return (yield from continued(draft, on_sight, left, settings))
     reader = StoryReader(at_start=True)
-    first = min(left, most_at_first(model, tokenizer, request))
-    stream = raw_pieces(
-        model, tokenizer, "", "", "", request, on_sight, max_new_tokens=first, **settings
-    )
+    bare = replace(draft, text="", note="")
+    first = min(left, most_at_first(bare))
+    stream = raw_pieces(bare, on_sight, max_new_tokens=first, **settings)
     prose = ""
     for raw, ended in complete_pieces(stream):
         cut = ended == "limit" and is_broken_end(raw, (END,))
@@ -186,32 +167,19 @@ def stream_passage(
     if left <= 0:
         return "limit"
     settings["seed"] = None if settings.get("seed") is None else settings["seed"] + 1
-    return (
-        yield from continued(
-            model, tokenizer, prose, title, note, request, on_sight, left, settings
-        )
-    )
+    draft = replace(draft, text=prose, title=title)
+    return (yield from continued(draft, on_sight, left, settings))
 
 
 def continued(
-    model, tokenizer, text, title, note, request, on_sight, count, settings
+    draft: Draft, on_sight: Callable[[Sight], None] | None, count: int, settings: dict
 ) -> Iterator[Piece]:
-    """`stream_passage` for a story that has a title or text; count: its max_new_tokens."""
-    reader = StoryReader(at_start=not text.strip())
-    spaces = text.endswith(" ")  # a token brings its own space
-    stream = raw_pieces(
-        model,
-        tokenizer,
-        text.rstrip(" "),
-        title,
-        note,
-        request,
-        on_sight,
-        max_new_tokens=count,
-        **settings,
-    )
+    """`stream_passage` for a draft that has begun; count: its max_new_tokens."""
+    reader = StoryReader(at_start=not draft.text.strip())
+    spaces = draft.text.endswith(" ")  # a token brings its own space
+    draft = replace(draft, text=draft.text.rstrip(" "))
     ended = None
-    for raw, why in complete_pieces(stream):
+    for raw, why in complete_pieces(raw_pieces(draft, on_sight, max_new_tokens=count, **settings)):
         ended = why
         piece = reader.feed(raw)
         if spaces and piece.words:

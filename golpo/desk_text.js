@@ -45,24 +45,39 @@ function difference(old, now) {
   return [start, old.length - tail - start, now.slice(start, now.length - tail)];
 }
 
-// [author, length] pairs after `cut` characters at `at` became `added` characters by a person.
+// [author, length] pairs, after `cut` characters at `at` gave way to those of `added`.
 function spliceMarks(marks, at, cut, added) {
   const authors = marks.flatMap(([author, length]) => Array(length).fill(author));
-  authors.splice(at, cut, ...Array(added).fill(0));
   const result = [];
-  for (const author of authors) {
-    if (result.at(-1)?.[0] === author) result.at(-1)[1]++;
-    else result.push([author, 1]);
-  }
+  extendMarks(result, runs(authors.slice(0, at)));
+  extendMarks(result, added);
+  extendMarks(result, runs(authors.slice(at + cut)));
   return result;
+}
+
+const runs = (authors) => authors.map((author) => [author, 1]);
+
+// Pairs are added to `marks`; neighbours of one author become one.
+function extendMarks(marks, added) {
+  for (const [author, length] of added) {
+    if (marks.at(-1)?.[0] === author) marks.at(-1)[1] += length;
+    else if (length) marks.push([author, length]);
+  }
+}
+
+// Whether `marks` are those of `old`, with more by the model at their end.
+function isGrown(old, marks) {
+  const before = (all) => String([all.slice(0, -1), all.at(-1)?.[0]]);
+  return before(old) === before(marks) && marks.at(-1)?.[0] === 1;
 }
 
 // changed: called when a person typed; place: with a position that was clicked, or null.
 class Paper {
   constructor(changed, place) {
-    this.text = ""; // as the kernel has it
+    this.known = { text: "", marks: [] }; // as the kernel has said that it has it
+    this.text = ""; // with the edits that were sent to it
     this.local = ""; // with what was typed since
-    this.marks = [];
+    this.marks = []; // of local
     this.bits = [];
     this.sight = 0;
     this.found = null; // the first and last character of the word that is looked at
@@ -82,7 +97,7 @@ class Paper {
     const [start, cut, added] = difference(this.local, this.area.value);
     const at = toPython(this.local, start);
     const gone = count(this.local.slice(start, start + cut));
-    this.marks = spliceMarks(this.marks, at, gone, count(added));
+    this.marks = spliceMarks(this.marks, at, gone, [[0, count(added)]]);
     this.local = this.area.value;
     this.bits = [];
     this.found = null;
@@ -119,32 +134,42 @@ class Paper {
     return 0;
   }
 
-  set(text) {
-    this.text = this.local = this.area.value = text;
-    this.bits = [];
+  words() { return this.local.trim().split(/\s+/).filter(Boolean).length; }
+
+  // Take in what the kernel changed in its text; false if it does not fit what is known of that.
+  learn(event) {
+    const { known } = this;
+    if ("+" in event) {
+      known.text += event["+"];
+      extendMarks(known.marks, [[1, count(event["+"])]]);
+    } else if ("at" in event) {
+      const end = event.at + event.cut;
+      if (end > count(known.text)) return false;
+      const before = known.text.slice(0, toUnits(known.text, event.at));
+      known.text = before + event.new + known.text.slice(toUnits(known.text, end));
+      known.marks = spliceMarks(known.marks, event.at, event.cut, event.marks);
+    }
+    return true;
   }
 
-  replace(at, cut, text) {
-    const start = toUnits(this.text, at);
-    const end = toUnits(this.text, at + cut);
-    if (this.local !== this.text) this.area.value = this.text;
-    const mode = document.activeElement === this.area ? "end" : "preserve";
-    this.area.setRangeText(text, start, end, mode);
-    this.text = this.local = this.area.value;
-    this.bits = [];
-  }
-
-  append(words) {
-    if (!words) return; // beam search says only that it is at work
-    const length = this.area.value.length;
-    const mode = this.area.selectionStart === length ? "end" : "preserve";
-    this.area.setRangeText(words, length, length, mode);
-    this.text = this.local = this.area.value;
-    const last = this.marks.at(-1);
-    if (last?.[0]) last[1] += count(words);
-    else this.marks.push([1, count(words)]);
-    if (this.last?.className === "m") this.last.append(words);
-    else this.draw();
+  // Show what the kernel has; what was typed on another text is gone. True if it must be drawn.
+  settle() {
+    const { text, marks } = this.known;
+    if (text === this.text && text !== this.local) return false; // more is being typed
+    const [start, cut, added] = difference(this.local, text);
+    const isLonger = start === this.local.length;
+    const same = isLonger && !added && String(marks) === String(this.marks);
+    const grows = isLonger && isGrown(this.marks, marks) && this.last?.className === "m";
+    if (cut || added) {
+      const follows = isLonger
+        ? this.area.selectionStart === start : document.activeElement === this.area;
+      this.area.setRangeText(added, start, start + cut, follows ? "end" : "preserve");
+    }
+    if (!isLonger) this.bits = [];
+    this.text = this.local = text;
+    this.marks = marks.map((mark) => [...mark]);
+    if (grows) this.last.append(added);
+    return !same && !grows;
   }
 
   // The copy, in parts that end where an author, a token's shade, the sight or a word changes.

@@ -3,13 +3,16 @@
 import asyncio
 import time
 
+from golpo.desk_sentences import Refusal
 from golpo.desk_stream import Piece, stream_passage
 from golpo.long_stories import Sight
 from golpo.manuscript import MODEL
 from golpo_utils import check_kind, encode
 
 SECONDS_BETWEEN_FRAMES = 0.1
-SECONDS_BETWEEN_SPEEDS = 1.0
+WORTH_A_FRAME = 48  # characters: a frame costs nine bytes more than its words
+MOST_SECONDS_BETWEEN_FRAMES = 0.4  # with fewer characters
+SECONDS_BETWEEN_SPEEDS = 2.0
 SECONDS_BETWEEN_SAVES = 3.0
 
 
@@ -17,7 +20,8 @@ class Writing:
     """The passage that the model writes into the desk's manuscript.
 
     model_title: the title that the model chose last. sight: the character of the text at which
-    what the model sees begins.
+    what the model sees begins. speed: the passage's tokens and how many of them a second brought,
+    as they are shown; nothing before there is a figure.
     """
 
     def __init__(self, desk):
@@ -29,16 +33,18 @@ class Writing:
     def forget(self) -> None:
         """Another story is shown."""
         self.sight = 0
+        self.begin_count()
+
+    def begin_count(self) -> None:
+        """Nothing of a passage is written yet."""
         self.tokens = 0
         self.seconds = 0.0
+        self.speed: list[int] = []
 
-    def facts(self) -> dict:
-        """How fast the passage came, and where the model's sight begins."""
-        return {
-            "sight": min(self.sight, len(self.desk.manuscript.text)),
-            "tokens": self.tokens,
-            "rate": round(self.tokens / self.seconds) if self.seconds else 0,
-        }
+    def note_speed(self) -> None:
+        """Let the pages show how many tokens there are now."""
+        if self.seconds:
+            self.speed = [self.tokens, round(self.tokens / self.seconds)]
 
     def go(self, at: int | None = None) -> None:
         """Write on from the text as it stands, or from position `at`; the rest stays in undo."""
@@ -61,7 +67,7 @@ class Writing:
         """Write the newest passage again, with the next seed."""
         at = self.desk.manuscript.last_passage()
         if at is None:
-            raise ValueError("the model has written nothing yet that could be written again")
+            raise Refusal("the model has written nothing yet that could be written again")
         text = self.desk.manuscript.text
         passage = text[at:]
         gap = passage[: len(passage) - len(passage.lstrip("\n"))] if at else ""
@@ -76,8 +82,7 @@ class Writing:
         self.desk.manuscript.begin_passage(at, gap)
         self.desk.manuscript.append(first, title)
         self.desk.alternatives.close()
-        self.tokens = 0
-        self.seconds = 0.0
+        self.begin_count()
         self.desk.runner.busy = True
         self.desk.show()
         self.desk.runner.start(self.write(options), self.end)
@@ -95,8 +100,8 @@ class Writing:
         started = time.monotonic()
         self.with_beams = "num_beams" in options
         self.most = options["max_new_tokens"]
-        self.frame_at = self.speed_at = 0.0
-        self.saved_at = started
+        self.frame_at = 0.0
+        self.speed_at = self.saved_at = started
         why = "stopped"
         try:
             while not self.desk.runner.stops:
@@ -109,6 +114,7 @@ class Writing:
                 self.add(piece)
                 await asyncio.sleep(0.001)  # Stop, the page and other cells get their turn
         finally:
+            self.note_speed()
             self.desk.manuscript.end_passage(why)
 
     def end(self) -> None:
@@ -122,6 +128,12 @@ class Writing:
             return 1
         return max(1, len(encode(piece.raw, self.desk.tokenizer)))
 
+    def is_frame_due(self, seconds: float) -> bool:
+        """Whether the pages shall have the new words, so many seconds after the last ones."""
+        new = len(self.desk.manuscript.text) - len(self.desk.shown)
+        is_worth_it = new >= WORTH_A_FRAME or seconds > MOST_SECONDS_BETWEEN_FRAMES
+        return seconds > SECONDS_BETWEEN_FRAMES and is_worth_it
+
     def add(self, piece: Piece) -> None:
         """Take in a piece; show and keep what is new when it is time to."""
         manuscript = self.desk.manuscript
@@ -129,14 +141,12 @@ class Writing:
         manuscript.append(piece.words, piece.title)
         self.tokens = min(self.tokens + self.count(piece), self.most)
         now = time.monotonic()
-        if now - self.frame_at > SECONDS_BETWEEN_FRAMES:
+        if now - self.speed_at > SECONDS_BETWEEN_SPEEDS:
+            self.speed_at = now
+            self.note_speed()
+        if self.is_frame_due(now - self.frame_at):
             self.frame_at = now
-            event = {"+": manuscript.text[len(self.desk.shown) :]}
-            if now - self.speed_at > SECONDS_BETWEEN_SPEEDS:
-                self.speed_at = now
-                event |= {"title": manuscript.title, **self.facts()}
-            self.desk.shown = manuscript.text
-            self.desk.send(event)
+            self.desk.show()
         if now - self.saved_at > SECONDS_BETWEEN_SAVES:
             self.desk.shelf.keep()
             self.saved_at = time.monotonic()

@@ -6,6 +6,7 @@ import tiktoken
 
 from golpo.desk import Desk
 from golpo.desk_inbox import Inbox
+from golpo.desk_sentences import say_in
 from golpo.inference import describe_checkpoint
 from golpo.translations import page_labels
 from golpo_utils import GPTModel
@@ -27,9 +28,9 @@ def make_widget_class():
         _esm = "\n".join(path.read_text(encoding="utf-8") for path in SCRIPTS)
         _css = FOLDER / "desk.css"
 
-        def __init__(self, model, tokenizer, output_dir, speaker, labels):
-            super().__init__(labels=labels)
-            self.desk = Desk(model, tokenizer, output_dir, speaker, self.send)
+        def __init__(self, model, tokenizer, output_dir, speaker, language):
+            super().__init__(labels=page_labels(language))
+            self.desk = Desk(model, tokenizer, output_dir, speaker, self.send, language)
             inbox = Inbox(self.desk.receive)
             self.on_msg(lambda _, message, buffers: inbox.receive(message))
 
@@ -48,10 +49,10 @@ def story_studio(
 
     Stories are kept as files in `output_dir`/stories as they are written.
     about: what `load_storyteller` returns about the checkpoint; the page then names it.
-    language: of the page's labels and help, "en" or "bn" (Bengali). Raises ValueError for another.
+    language: of the page's own words, "en" or "bn" (Bengali). Raises ValueError for another.
     """
-    labels = page_labels(language)
-    speaker = f"A model of {model.parameter_count() / 1e6:.1f} M parameters"
+    size = f"{model.parameter_count() / 1e6:.1f}"
+    speaker = say_in(language, "A model of {size} M parameters", size=size)
     if about:
         speaker += f": {describe_checkpoint(about)}"
-    return make_widget_class()(model, tokenizer, output_dir, speaker, labels)
+    return make_widget_class()(model, tokenizer, output_dir, speaker, language)

@@ -37,23 +37,44 @@ class Learned:
 
     def describe(self) -> str:
         """The figures in plain sentences."""
-        kept = self.kept_aside
-        lines = [
-            f"Learned from {count(self.choices, 'choice')} in {self.seconds:.0f} s.",
-            f"Of {count(kept, 'choice')} kept aside, the plain model finds the liked story the "
-            f"likeliest in {self.agreement_before}; what was learned points to it in "
-            f"{self.agreement_after}.",
+        return "\n".join(sentence.format(**values) for sentence, values in self.sentences())
+
+    def sentences(self) -> list[tuple[str, dict]]:
+        """The figures in plain sentences, as pairs (sentence, values for its braces)."""
+        sentences = [
+            (
+                "Learned from {choices} in {seconds} s.",
+                {**counted(self.choices), "seconds": f"{self.seconds:.0f}"},
+            ),
+            (
+                "Of {choices} kept aside, the plain model finds the liked story the likeliest in "
+                "{before}; what was learned points to it in {after}.",
+                {
+                    **counted(self.kept_aside),
+                    "before": self.agreement_before,
+                    "after": self.agreement_after,
+                },
+            ),
         ]
         if self.left_out:
-            lines.append(f"Left out: {count(self.left_out, 'choice')} that did not fit the model.")
+            text = "Left out: {choices} that did not fit the model."
+            sentences.append((text, counted(self.left_out)))
         if self.val_loss_before is not None:
-            lines.append(
-                f"Loss on stories of the corpus: {self.val_loss_before:.3f} before, "
-                f"{self.val_loss_after:.3f} after (nats per token; lower is better)."
+            text = (
+                "Loss on stories of the corpus: {before} before, {after} after (nats per token; "
+                "lower is better)."
             )
+            losses = (f"{loss:.3f}" for loss in (self.val_loss_before, self.val_loss_after))
+            sentences.append((text, dict(zip(("before", "after"), losses, strict=True))))
         if self.reached_bound:
-            lines.append("Learning ended early, so that the model stays close to the plain one.")
-        return "\n".join(lines)
+            text = "Learning ended early, so that the model stays close to the plain one."
+            sentences.append((text, {}))
+        return sentences
+
+
+def counted(number: int) -> dict:
+    """A number of choices in words and as it is."""
+    return {"choices": count(number, "choice"), "number": number}
 
 
 def taste_folders(folder: str | Path) -> list[Path]:

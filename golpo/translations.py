@@ -83,7 +83,6 @@ STUDIO = {
     "Stopped": "থেমেছে",
     "the story came to its end": "গল্প শেষ হয়েছে",
     "max tokens reached": "টোকেনের সীমা পর্যন্ত লেখা হয়েছে",
-    "stopped": "থামানো হয়েছে",
     "tokens": "টোকেন",
     "a second": "প্রতি সেকেন্ডে",
     "words": "শব্দ",

@@ -2,13 +2,17 @@
 
 import itertools
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import tiktoken
 import torch
 from torch import Tensor
 
-from golpo.long_stories import sight_of
+from golpo.long_stories import Sight
+from golpo.openings import Draft
+from golpo.requests import Request
 from golpo_utils import END, MARKERS, GPTModel, encode, story_opening
 
 
@@ -46,10 +50,15 @@ def token_groups(text: str, tokenizer: tiktoken.Encoding) -> list[tuple[int, lis
     return groups
 
 
-def opening_before(tokenizer: tiktoken.Encoding, prompt: str, title: str) -> list[int]:
-    """The ids before a word of the prose; `story_opening` leaves the first line break out."""
-    opening = story_opening(tokenizer, prompt, title)
-    return opening if title or prompt else opening + encode("\n", tokenizer)
+def opening_before(draft: Draft, sight: Sight) -> list[int]:
+    """The ids that the model sees before a word of the prose.
+
+    `story_opening` leaves out the line break before a story that begins without a title.
+    """
+    opening = story_opening(draft.tokenizer, **draft.opening_of(sight))
+    if sight.title or sight.prompt:
+        return opening
+    return opening + encode("\n", draft.tokenizer)
 
 
 @torch.inference_mode()
@@ -68,18 +77,19 @@ def word_choice(
     title: str = "",
     note: str = "",
     count: int = 10,
+    request: Request | None = None,
 ) -> WordChoice:
     """The token at a character of `text`, its probability, and the `count` likeliest others.
 
-    The model sees what `sight_of` says of the text before. Raises ValueError outside of the text.
+    The model sees what it would see if it went on there. Raises ValueError outside of the text.
     """
     if not 0 <= position < len(text):
         raise ValueError(f"there is no word at position {position} of {len(text)} characters")
     groups = token_groups(text, tokenizer)
     start, tokens = max(group for group in groups if group[0] <= position)
     end = min((later for later, _ in groups if later > start), default=len(text))
-    sight = sight_of(model, tokenizer, text[:start], title, note)
-    opening = opening_before(tokenizer, sight.prompt, sight.title)
+    draft = Draft(model, tokenizer, text[:start], title, note, request or Request())
+    opening = opening_before(draft, draft.sight())
     probabilities = next_probabilities(model, opening)
     others = []
     for token in probabilities.topk(min(4 * count, len(probabilities))).indices.tolist():
@@ -102,30 +112,74 @@ def token_text(token: int, tokenizer: tiktoken.Encoding) -> str | None:
     return text if text == END or text not in (*MARKERS, "<|endoftext|>") else None
 
 
+class Stretch(NamedTuple):
+    """Tokens of a text, [first, end), before which the model sees a head and the text from `seen`.
+
+    head: ids.
+    """
+
+    head: list[int]
+    seen: int
+    first: int
+    end: int
+
+
+def stretches(draft: Draft, sizes: list[int]) -> Iterator[Stretch]:
+    """What the model sees before each token of a draft's text, which has groups of such sizes."""
+    model, title, note = draft.model, draft.title, draft.note
+    capacity = model.config["context_length"]
+    count = sum(sizes)
+    first = 0
+    empty = replace(draft, text="")
+    if note.strip() and not title and count:  # the first word is written before the note is seen
+        first = sizes[0]
+        yield Stretch(opening_before(empty, empty.sight()), 0, 0, first)
+    plain = replace(draft, request=Request())
+    for one in (draft, plain):  # all fits: first with the request, then without it
+        head = opening_before(one, Sight(title, note.strip(), "", 0))
+        end = min(count, capacity - len(head) + 1)
+        if end > first:
+            yield Stretch(head, 0, first, end)
+            first = end
+    head = opening_before(plain, replace(plain.sight(), text=""))
+    step = max(1, (capacity - len(head)) // 2)
+    for start in range(first, count, step):
+        yield Stretch(head, max(0, start - step), start, min(start + step, count))
+
+
 @torch.inference_mode()
+def token_bits(model: GPTModel, ids: list[int], stretch: Stretch) -> list[float]:
+    """-log2 of the model's own probability of each token of a stretch of `ids`."""
+    head, seen, first, end = stretch
+    new = end - first
+    window = torch.tensor([head + ids[seen:end]], device=model.tok_emb.weight.device)  # (1, t)
+    logits = model(window[:, :-1])[0, -new:, : model.usable_ids]  # (new, v)
+    losses = torch.nn.functional.cross_entropy(
+        logits.float(), window[0, -new:], reduction="none"
+    )  # (new,)
+    return (losses / math.log(2)).tolist()
+
+
 def surprise(
-    model: GPTModel, tokenizer: tiktoken.Encoding, text: str, title: str = "", note: str = ""
+    model: GPTModel,
+    tokenizer: tiktoken.Encoding,
+    text: str,
+    title: str = "",
+    note: str = "",
+    request: Request | None = None,
 ) -> list[tuple[int, float]]:
     """How surprising each token of `text` was → pairs (characters, bits), in order.
 
     Tokens that share a character count as one. Bits are -log2 of the model's own probability.
-    Behind a window's end the model sees the head and half a window of the text before.
+    As long as all fits into the context, the model sees what it would see if it went on there.
+    Behind that it sees the title, the note, and half a window of the text before.
     """
     groups = token_groups(text, tokenizer)
     ids = [token for _, tokens in groups for token in tokens]
-    sight = sight_of(model, tokenizer, text, title, note)
-    head = opening_before(tokenizer, f"{sight.note}\n\n" if sight.note else "", sight.title)
-    step = max(1, (model.config["context_length"] - len(head)) // 2)
+    draft = Draft(model, tokenizer, text, title, note, request or Request())
     bits: list[float] = []
-    for first in range(0, len(ids), step):
-        seen = ids[max(0, first - step) : first]
-        new = ids[first : first + step]
-        window = torch.tensor([head + seen + new], device=model.tok_emb.weight.device)  # (1, t)
-        logits = model(window[:, :-1])[0, -len(new) :, : model.usable_ids]  # (new, v)
-        losses = torch.nn.functional.cross_entropy(
-            logits.float(), window[0, -len(new) :], reduction="none"
-        )  # (new,)
-        bits += (losses / math.log(2)).tolist()
+    for stretch in stretches(draft, [len(tokens) for _, tokens in groups]):
+        bits += token_bits(model, ids, stretch)
     ends = [*(start for start, _ in groups), len(text)][1:]
     left = iter(bits)
     return [

@@ -393,8 +393,9 @@ def test_the_story_is_never_translated(page):
             labels = labels_of_the_page;
             const paper = new Paper(() => {}, () => {});
             const mirror = (text, marks, bits, found) => {
-                paper.set(text);
-                Object.assign(paper, { marks, bits, found });
+                paper.known = { text, marks };
+                paper.settle();
+                Object.assign(paper, { bits, found });
                 paper.draw();
                 return paper.mirror.textContent;
             };

@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import itertools
 import json
 import math
 import os
@@ -11,11 +12,11 @@ import threading
 
 import pytest
 import torch
+from desk_page import Page, authors, script_model
 from helpers import WORDS_CONFIG
 from safetensors.torch import load_file
 
 import golpo.desk
-import golpo.desk_choices
 import golpo.desk_writing
 import golpo.shelf
 import golpo_utils
@@ -30,6 +31,7 @@ from golpo.lora import adapter_names
 from golpo.requests import Request, request_opening
 from golpo.shelf import Shelf
 from golpo.stories import remove_markers
+from golpo.word_choices import surprise, word_choice
 from golpo_utils import GPTModel, get_tokenizer, story_opening, stream_story
 
 HOSTILE = [
@@ -42,32 +44,6 @@ HOSTILE = [
     "<|end|> <|title|>",
     "\x1b[2J",
 ]
-
-
-class Page:
-    """What a page shows, by what it is sent alone: golpo/desk.js does the same."""
-
-    def __init__(self):
-        self.text = ""
-        self.events = []
-        self.files = []
-
-    def take(self, event, buffers=None):
-        self.events.append(json.loads(json.dumps(event)))
-        self.files += buffers or []
-        if "+" in event:
-            self.text += event["+"]
-        elif event.get("ev") == "all":
-            self.text = event["text"]
-        elif event.get("ev") == "text":
-            end = event["at"] + event["cut"]
-            self.text = self.text[: event["at"]] + event["new"] + self.text[end:]
-
-    def last(self, name):
-        return next((event for event in reversed(self.events) if event.get("ev") == name), None)
-
-    def messages(self):
-        return [event["text"] for event in self.events if event.get("ev") == "message"]
 
 
 @pytest.fixture(scope="module")
@@ -86,26 +62,13 @@ def desk(model, tmp_path):
     desk.ask("form", values={"max_new_tokens": 20})
     yield desk
     assert page.text == desk.manuscript.text == desk.shown
+    assert page.authors == authors(desk) and page.facts == desk.facts()
 
 
 @pytest.fixture
 def writes(monkeypatch):
     """Let the model write from a script: writes(pieces, why) → the calls that were made."""
-    calls = []
-
-    def script(pieces, why="end"):
-        def stream(model, tokenizer, text, title, on_sight=None, **options):
-            calls.append((text, title, options))
-            reader = StoryReader(not text.strip())
-            for piece in pieces:
-                yield reader.feed(piece)
-            return why
-
-        for module in (golpo.desk_writing, golpo.desk_choices):
-            monkeypatch.setattr(module, "stream_passage", stream)
-        return calls
-
-    return script
+    return script_model(monkeypatch)
 
 
 def on_a_loop(action):
@@ -127,8 +90,9 @@ def test_the_page_shows_what_stream_story_generates(desk, model):
     settings = {**desk.form.settings()}
     told = "".join(stream_story(*model, "Once upon a time", **settings))
     assert desk.page.text == "Once upon a time" + remove_markers(told)
-    assert desk.page.last("state")["why"] == "max tokens reached"
-    assert desk.page.last("state")["marks"][0] == [0, 16] and desk.writing.tokens > 10
+    assert desk.page.facts["state"][:2] == ["limit", desk.writing.tokens]
+    assert desk.page.authors == [0] * 16 + [1] * (len(desk.page.text) - 16)
+    assert desk.writing.tokens > 10
 
 
 def test_a_title_and_no_marker_is_read_from_the_model(model):
@@ -138,6 +102,36 @@ def test_a_title_and_no_marker_is_read_from_the_model(model):
     assert pieces[-1].title == "Fish & <i>Chips"
     assert "".join(piece.words for piece in pieces) == "One <b>day</b>. x"
     assert not any("|" in (piece.title or "") for piece in pieces)
+
+
+LONG = "word " * 100
+CUT = LONG[:199]  # the words of the first 200 characters
+
+
+@pytest.mark.parametrize(
+    ("written", "title", "prose"),
+    [
+        ("<|title|>The Fox\n\nA fox ran.\nIt slept.", "The Fox", "A fox ran.\nIt slept."),
+        ("<|title|>\nThe Fox</|title|>\n\nA fox ran.", "The Fox", "A fox ran."),
+        ("<|title|>The Fox<|title|>\nA fox ran.", "The Fox", "A fox ran."),
+        ("<|title|>The Fox<|start|>A fox ran.", "The Fox", "A fox ran."),
+        ("<|title|>The\nFox</|title|>\n\nA fox ran.", "The", "Fox\n\nA fox ran."),
+        ("<|title|></|title|>\nA fox ran.", "", "A fox ran."),
+        ("<|title|>" + LONG, CUT, LONG.removeprefix(CUT + " ")),
+        ("<|title|>" + "x" * 300, "x" * 200, "x" * 100),
+        ("<|title|>" + "x" * 200 + "</|title|>\nA fox.", "x" * 200, "A fox."),
+        ("<|title|>" + "x" * 199 + "\nA fox.", "x" * 199, "A fox."),
+        ("<|title|>" + "x" * 205 + "\nA fox.", "x" * 200, "xxxxx\nA fox."),
+    ],
+    ids=lambda text: text[:20],
+)
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_a_title_that_is_never_ended_takes_no_story_with_it(written, title, prose, size):
+    """Whatever pieces it comes in; and what was given out is never taken back."""
+    reader = StoryReader(at_start=True)
+    pieces = [reader.feed(written[n : n + size]) for n in range(0, len(written), size)]
+    assert pieces[-1].title == title
+    assert "".join(piece.words for piece in pieces) == prose
 
 
 def test_a_request_is_what_the_model_sees(model):
@@ -155,7 +149,7 @@ def test_past_the_context_the_model_sees_title_and_note(desk):
     for _ in range(10):
         desk.ask("go")
     assert desk.writing.sight > 0 and not desk.page.messages()
-    assert desk.page.last("state")["sight"] == desk.writing.sight
+    assert desk.page.facts["sight"] == desk.writing.sight
 
 
 @pytest.fixture
@@ -232,12 +226,12 @@ def test_undo_and_redo_go_over_every_change(desk, writes):
     for text in reversed(texts[:-1]):
         desk.ask("undo")
         assert desk.page.text == text
-    assert not desk.page.last("text")["undo"]
+    assert not desk.page.facts["undo"]
     for text in texts[1:]:
         desk.ask("redo")
         assert desk.page.text == text
-    authors = [author for author, _ in desk.page.last("text")["marks"]]
-    assert authors == [0, 1, 0, 1, 0, 1]
+    runs = [author for author, _ in itertools.groupby(desk.page.authors)]
+    assert runs == [0, 1, 0, 1, 0, 1]
 
 
 @pytest.mark.parametrize("why, gap", [("end", "\n\n"), ("limit", "")])
@@ -302,18 +296,19 @@ def test_tokens_are_counted_where_a_character_is_several(tmp_path, monkeypatch, 
     page = Page()
     model = GPTModel(WORDS_CONFIG | {"vocab_size": 600}).eval()
     desk = Desk(model, tokenizer, tmp_path, "", page.take)
+    desk.receive({"do": "hello"})
     desk.receive({"do": "edit", "start": 0, "end": 0, "text": text, "length": 0})
     desk.receive({"do": "form", "values": {"max_new_tokens": 100}})
     desk.receive({"do": "go"})
     assert not page.messages() and len(sampled) == 100
-    assert 90 < page.last("state")["tokens"] <= 100
+    assert 90 < page.facts["state"][1] <= 100
 
 
 def test_stop_and_edit_while_the_model_writes(desk):
     async def play():
         desk.ask("form", values={"max_new_tokens": 2000})
         desk.ask("go")
-        assert desk.page.last("text")["state"] == "writing"
+        assert desk.page.state == "writing"
         while desk.writing.tokens < 5:
             await asyncio.sleep(0.001)
         desk.ask("edit", start=0, end=0, text="x", length=0)
@@ -325,7 +320,7 @@ def test_stop_and_edit_while_the_model_writes(desk):
         return desk.writing.tokens - tokens
 
     assert on_a_loop(play) <= 1
-    assert desk.page.last("state")["state"] == "stopped" and desk.page.text
+    assert desk.page.state == "stopped" and desk.page.text
 
 
 def test_interrupt_keeps_the_text_and_gives_the_signal_back(desk):
@@ -404,7 +399,7 @@ def test_stop_while_beams_search_leaves_the_text(desk):
 
     type_text(desk, "Once upon a time")
     assert on_a_loop(play) <= 1
-    assert desk.page.last("state")["state"] == "stopped"
+    assert desk.page.state == "stopped"
     assert desk.page.text == "Once upon a time" and desk.writing.tokens < 2000
 
 
@@ -414,6 +409,7 @@ def test_an_error_is_one_sentence_on_the_page(tmp_path, loop):
     torch.nn.init.constant_(model.tok_emb.weight, math.nan)
     page = Page()
     desk = Desk(model, get_tokenizer(4096), tmp_path, "", page.take)
+    desk.receive({"do": "hello"})
 
     async def play():
         desk.receive({"do": "go"})
@@ -422,7 +418,7 @@ def test_an_error_is_one_sentence_on_the_page(tmp_path, loop):
 
     on_a_loop(play) if loop else desk.receive({"do": "go"})
     assert "damaged" in page.messages()[-1] and "Traceback" not in page.messages()[-1]
-    assert page.last("state")["state"] != "writing"
+    assert page.state != "writing"
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=ascii)
@@ -451,7 +447,7 @@ def test_a_request_is_done_when_its_action_is_over(desk, writes):
     for number, name in enumerate(("new", "retry")):
         desk.page.events.clear()
         desk.ask(name, request=number)
-        assert desk.page.events[-1] == {"ev": "done", "request": number}
+        assert desk.page.events[-1] == {"done": number}
         assert len(desk.page.events) > 1
 
 
@@ -644,6 +640,23 @@ def test_surprise_covers_the_text(desk):
     assert all(bit >= 0 for _, bit in bits)
 
 
+def test_other_words_and_surprise_see_the_request(desk, model):
+    text = "Once upon a time"
+    type_text(desk, text)
+    found = []
+    for hero in ("", "Hanna"):
+        desk.ask("form", values={"hero": hero, "note": "Mira is brave."})
+        desk.ask("word", at=7)
+        desk.ask("surprise")
+        around = {"note": "Mira is brave.", "request": Request(hero=hero or None)}
+        expected = word_choice(*model, text, 7, **around)
+        assert desk.page.last("word")["p"] == expected.probability
+        bits = [round(one, 1) for _, one in surprise(*model, text, **around)]
+        assert [one for _, one in desk.page.last("surprise")["bits"]] == bits
+        found.append(expected.probability)
+    assert found[0] != found[1] and not desk.page.messages()
+
+
 def test_learning_gives_a_taste_whose_strength_is_set(desk, tmp_path):
     for number in range(10):
         desk.ask("form", values={"seed": 10 * number})
@@ -756,10 +769,10 @@ def test_the_story_is_kept_while_it_is_written_and_found_by_another_desk(desk, m
     page = Page()
     other = Desk(*model, tmp_path, "", page.take)
     other.receive({"do": "hello"})
-    (row,) = page.last("shelf")["rows"]
+    (row,) = page.rows
     other.receive({"do": "open", "name": row["name"]})
     assert page.text == desk.page.text
-    assert page.last("text")["marks"] == desk.page.last("text")["marks"]
+    assert page.authors == desk.page.authors
 
 
 def test_opening_one_story_changes_no_other(desk, tmp_path):
@@ -801,14 +814,14 @@ def test_search_star_and_delete(desk, tmp_path):
         desk.ask("new")
         type_text(desk, text)
     desk.ask("search", words="LAMP")
-    (row,) = desk.page.last("shelf")["rows"]
+    (row,) = desk.page.rows
     assert row["title"] == "the lamp" and row["words"] == 2
     desk.ask("star", name=row["name"], starred=True)
-    assert desk.page.last("shelf")["rows"][0]["starred"]
+    assert desk.page.rows[0]["starred"]
     desk.ask("search")
-    open_name = desk.page.last("shelf")["open"]
+    open_name = desk.page.shelf["open"]
     desk.ask("delete", name=open_name)
-    assert desk.page.text == "" and len(desk.page.last("shelf")["rows"]) == 1
+    assert desk.page.text == "" and len(desk.page.rows) == 1
     type_text(desk, "after it")
     assert len(Shelf(tmp_path).stories()) == 2
 
@@ -989,25 +1002,3 @@ def test_two_studios_keep_the_presets_of_both(model, tmp_path):
     other.receive({"do": "delete_preset", "name": "third"})
     assert page.last("presets")["own"] == ["one", "other"]
     assert list(json.loads((tmp_path / "presets.json").read_text())) == ["one", "other"]
-
-
-# Speed
-
-
-def test_only_what_is_new_is_sent(desk, writes, monkeypatch):
-    """2,000 tokens at 400 a second: what is sent has at most twice the text's own bytes."""
-    writes([f" word{n % 10}" for n in range(2000)], "limit")
-    desk.page.events.clear()
-
-    async def play():
-        desk.ask("go")
-        while desk.runner.busy:
-            await asyncio.sleep(0.01)
-
-    real_sleep = asyncio.sleep
-    monkeypatch.setattr(golpo.desk_writing.asyncio, "sleep", lambda _: real_sleep(0.0025))
-    on_a_loop(play)
-    sent = sum(len(json.dumps(event, ensure_ascii=False).encode()) for event in desk.page.events)
-    frames = sum("+" in event for event in desk.page.events)
-    assert len(desk.page.text) > 11_000 and frames > 20
-    assert sent < 2 * len(desk.page.text.encode())

@@ -36,6 +36,30 @@ def test_the_page_is_in_bengali_if_asked(tmp_path):
         story_studio(GPTModel(WORDS_CONFIG), get_tokenizer(4096), tmp_path, language="fr")
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"do": "retry"},
+        {"do": "strength", "value": 1},
+        {"do": "take", "number": 1},
+        {"do": "export", "kind": "md"},
+        {"do": "form", "values": {"temperature": 9}},
+        {"do": "edit", "start": 0, "end": 0, "text": "x", "length": 9},
+        {"do": "save_preset", "name": "wild"},
+    ],
+    ids=str,
+)
+def test_in_the_bengali_studio_sentences_are_bengali(tmp_path, message):
+    page = story_studio(GPTModel(WORDS_CONFIG).eval(), get_tokenizer(4096), tmp_path, language="bn")
+    sent = []
+    page.desk.send = lambda event, buffers=None: sent.append(event)
+    page.desk.receive(message)
+    (text,) = [event["text"] for event in sent if event.get("ev") == "message"]
+    letters = [letter for letter in text if letter.isalpha()]
+    assert sum("\u0980" <= letter <= "\u09ff" for letter in letters) > len(letters) / 2
+    assert "মডেল" in page.desk.speaker
+
+
 def test_messages_go_through_the_widget(tmp_path, monkeypatch):
     page = story_studio(GPTModel(WORDS_CONFIG).eval(), get_tokenizer(4096), tmp_path)
     sent = []
@@ -43,7 +67,7 @@ def test_messages_go_through_the_widget(tmp_path, monkeypatch):
     page._handle_custom_msg({"do": "hello"}, [])
     events = [message["content"] for message in sent]
     json.dumps(events)
-    assert {"all", "shelf", "taste"} <= {event["ev"] for event in events}
+    assert {"all", "shelf", "taste"} <= {event.get("ev") for event in events}
     assert page._esm and "render" in page._esm and ".golpo" in page._css
 
 

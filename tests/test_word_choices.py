@@ -6,9 +6,11 @@ import pytest
 import torch
 from helpers import WORDS_CONFIG
 
+from golpo.desk_stream import stream_passage
 from golpo.inference import load_storyteller
-from golpo.word_choices import surprise, word_choice
-from golpo_utils import GPTModel, get_tokenizer, story_opening
+from golpo.requests import Request
+from golpo.word_choices import surprise, token_groups, word_choice
+from golpo_utils import Decoder, GPTModel, get_tokenizer, story_opening
 
 TEXT = "Once upon a time there was a fox."
 
@@ -142,3 +144,70 @@ def test_outside_of_the_text_is_one_sentence(storyteller, position):
 
 def test_an_empty_text_has_no_surprise(storyteller):
     assert surprise(*storyteller, "") == []
+
+
+def seen_when_writing(storyteller, monkeypatch, text, **around):
+    """The ids that the model begins with when it goes on from `text`."""
+    found = []
+    real = Decoder.prefill
+
+    def prefill(decoder, token_ids):
+        found.append(token_ids[0].tolist())
+        return real(decoder, token_ids)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Decoder, "prefill", prefill)
+        next(stream_passage(*storyteller, text, max_new_tokens=1, temperature=0.0, **around))
+    return found[0]
+
+
+REQUEST = Request(hero="Hanna", words=("lamp", "owl"), length="short")
+AROUND = [
+    {"title": "The Mill", "note": "Mira is brave.", "request": REQUEST},
+    {"title": "The Mill", "note": "", "request": REQUEST},
+    {"title": "", "note": "Mira is brave.", "request": REQUEST},
+    {"title": "", "note": "Mira is brave.", "request": Request()},
+    {"title": "", "note": "", "request": Request()},
+]
+
+
+@pytest.mark.parametrize("around", AROUND, ids=str)
+def test_a_word_is_seen_after_what_the_model_sees_when_it_goes_on_there(
+    storyteller, monkeypatch, around
+):
+    model, tokenizer = storyteller
+    text = "Once upon a time there was a fox. He ran home. " * 3
+    groups = token_groups(text.strip(), tokenizer)
+    bits = surprise(model, tokenizer, text.strip(), **around)
+    with_request = 0
+    compared = 0
+    for (start, tokens), (_, found) in zip(groups, bits, strict=True):
+        ids = seen_when_writing(storyteller, monkeypatch, text[:start], **around)
+        fits = tokenizer.decode(ids).endswith(text[:start])
+        # A story without a title begins with an empty line, which is left to the model.
+        ids += tokenizer.encode("\n") if not start and not around["title"] else []
+        with_request += "Hero: Hanna" in tokenizer.decode(ids)
+        expected = probability_after(model, ids, tokens)
+        choice = word_choice(model, tokenizer, text, start, **around)
+        assert choice.probability == pytest.approx(expected, rel=1e-3)
+        if fits:  # behind that, surprise has other windows
+            assert found == pytest.approx(-math.log2(expected), abs=1e-3)
+            compared += 1
+    assert compared > 30
+    assert (with_request > 10) == around["request"].is_used()
+
+
+def test_past_the_context_the_request_is_seen_no_longer(storyteller):
+    model, tokenizer = storyteller
+    text = "The fox ran home, and the moon rose. " * 20
+    plain = surprise(model, tokenizer, text, "Mill")
+    asked = surprise(model, tokenizer, text, "Mill", request=REQUEST)
+    assert len(plain) == len(asked)
+    assert sum(length for length, _ in asked) == len(text)
+    assert plain[0][1] != pytest.approx(asked[0][1], rel=1e-4)
+    at = len(text) - 5
+    choices = [
+        word_choice(model, tokenizer, text, at, "Mill", request=request)
+        for request in (None, REQUEST)
+    ]
+    assert choices[0] == choices[1]
