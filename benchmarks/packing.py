@@ -2,12 +2,12 @@
 
     python benchmarks/packing.py [--corpus FILE] [--stories N] [--contexts 272 448] [--tokens N]
 
-For each context length and each kind of windows: the same small model (2 layers x 128, a
-vocabulary of 2,048 learned from the corpus) with the schedule of the preset `laptop`, until it has
-predicted `--tokens` tokens. One story in twenty is for validation. Seconds are those of the processor, on
-one thread, so that other programs matter little; those of the evaluation are left out. With
-`--seconds` a training takes that long instead: the steps are calculated from the first ones. With
-`--tokens 0` nothing is trained: the windows alone are counted.
+For each context length and each kind of windows: the same small model (2 layers x 128, a vocabulary
+of 2,048 learned from the corpus) with the schedule of the preset `laptop`, until it has predicted
+`--tokens` tokens. One story in twenty is for validation. Seconds are those of the processor, on one
+thread, so that other programs matter little; those of the evaluation are left out. With `--seconds`
+a training takes that long instead: the steps are calculated from the first ones. With `--tokens 0`
+nothing is trained: the windows alone are counted.
 """
 
 import argparse

@@ -59,7 +59,7 @@ PRESETS = {
         "tokenizer": "own",
         "num_epochs": 2,
         "batch_size": 8,
-        "learning_rate": 3e-3,
+        "learning_rate": 6e-3,
         "final_learning_rate": 0.05,
         "trim_windows": True,
         "validation_fraction": 0.05,
