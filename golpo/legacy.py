@@ -5,12 +5,12 @@ MANIFEST = {"seal": "manifest_digest"}
 OPTIMIZER_STATE = {"average": "momentum_buffer"}
 EVALUATION = {"by_people": "reference", "told": "generated"}
 # What a checkpoint's settings do not mention was so before the setting existed.
-NEVER_PACKED = {"pack_stories": False}
+NEVER_SO = {"pack_stories": False, "input_noise": 0.0}
 BEFORE_SETTINGS_EXISTED = {
     "optimizer": "adamw",
     "shift_windows": False,
     "corpus_version": 1,
-    **NEVER_PACKED,
+    **NEVER_SO,
 }
 
 

@@ -20,7 +20,7 @@ from golpo.errors import CheckpointError
 from golpo.files import as_path, list_folder
 from golpo.finetuning import load_start_weights, settings_to_start
 from golpo.initialization import SkipInitialization
-from golpo.legacy import NEVER_PACKED, upgrade_settings
+from golpo.legacy import NEVER_SO, upgrade_settings
 from golpo.metrics import METRICS_FILE
 from golpo.optim import freeze_layers, make_optimizer
 from golpo.paths import DEFAULT_CHECKPOINT_DIR
@@ -43,6 +43,7 @@ FIXED_SETTINGS = (
     "align_to_stories",
     "shift_windows",
     "pack_stories",
+    "input_noise",
     "requests",
     "corpus_version",
 )
@@ -138,7 +139,7 @@ def check_resumable(
     name: str,
 ) -> None:
     """Raise CheckpointError that names what differs between a checkpoint and the settings."""
-    before = NEVER_PACKED | (checkpoint.get("settings") or {})
+    before = NEVER_SO | (checkpoint.get("settings") or {})
     before |= {key: checkpoint.get(key) for key in ("corpus", "tokenizer")}
     now = {key: getattr(settings, key) for key in FIXED_SETTINGS}
     now |= {"corpus": corpus.fingerprint, "tokenizer": tokenizer.name}

@@ -144,6 +144,7 @@ NUMBERS = {
     "final_learning_rate": (0, 1),
     "beta2": (0, 0.999999),
     "validation_fraction": (0, 1),
+    "input_noise": (0, 1),
 }
 OPTIONAL = ("micro_batch_size", "patience", "max_steps")  # None leaves them out
 OPTIONAL_PATHS = ("staging_dir", "start_from")
@@ -219,6 +220,9 @@ class Settings:
     shift_windows: bool = True
     # Whether windows hold whole stories side by side, so that a pass trains on no token twice.
     pack_stories: bool = False
+    # Share of the input tokens that are replaced by random ones, for a text that many passes would
+    # learn by heart; what is predicted stays as it is.
+    input_noise: float = 0.0
     # Whether stories are preceded by requests, so that one can ask for a story: docs/requests.md.
     requests: bool = False
     # The seed of the split, the order of the windows, dropout and the initial weights.

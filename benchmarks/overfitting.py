@@ -1,0 +1,134 @@
+"""What learns more from a text that the recipe overfits: recipes of a size of their own, and tools.
+
+`ablations.py --size overfit` trains them. Every training there also measures averages of its
+weights, which cost no training of their own.
+"""
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from machine import BENCHMARKS
+from torch import Tensor
+
+from golpo.loss import IGNORED, NextTokenLoss
+from golpo.settings import PRESETS
+
+RESULTS = BENCHMARKS / "ablations_overfit.json"
+# About 11 parameters a token to learn from; the 124M model has 36 on fairytales.txt.
+SHAPE = {"context_length": 128, "emb_dim": 96, "n_heads": 4, "n_layers": 4}
+TOKENS = 45_000  # of GPT-2's, to train on
+VALIDATION_TOKENS = 40_000
+EPOCHS = 12
+BASE = "today's recipe, 12 passes"
+DECAYS = (0.4, 0.8, 1.6, 3.2)
+EMA_RATES = (0.98, 0.99, 0.995, 0.998)
+LAST_EPOCHS = (2, 3, 4)
+
+
+def today() -> dict:
+    """The recipe of the preset 124M at this size, with its model's settings among them."""
+    unlike = ("config", "num_epochs", "batch_size", "learning_rate")
+    same = {name: value for name, value in PRESETS["124M"].items() if name not in unlike}
+    model = {"vocab_size": 2048, "tie_embeddings": True, "init_std": 0.02, "drop_rate": 0.1}
+    return {**same, **model, "tokenizer": "own", "learning_rate": 3e-3}
+
+
+def add_overfit_recipes(recipes) -> None:
+    """The recipes of this size; the first is the base of all."""
+    add = recipes.add
+    add("6 passes", BASE, num_epochs=6)
+    for decay in DECAYS:
+        add(f"decay {decay}", BASE, weight_decay=decay)
+    for share in (0.05, 0.1, 0.15):
+        add(f"input noise {share:.0%}", BASE, input_noise=share)
+    for rate in (0.0, 0.2):
+        add(f"dropout {rate:g}", BASE, drop_rate=rate)
+
+
+class WeightAverages:
+    """Averages of a model's weights: exponential moving ones, and means of the last epochs' ends.
+
+    rates: one moving average for each, of weights with a half-life of log(0.5) / log(rate) steps.
+    """
+
+    def __init__(self, model: nn.Module, rates: tuple = EMA_RATES, epochs: tuple = LAST_EPOCHS):
+        self.weights = list(model.parameters())
+        self.moving = {rate: self.copy() for rate in rates}
+        self.epochs = epochs
+        self.ends = []
+
+    @torch.no_grad()
+    def copy(self) -> list[Tensor]:
+        return [weight.clone() for weight in self.weights]
+
+    @torch.no_grad()
+    def note_step(self, steps: int, epoch_has_ended: bool) -> None:
+        """Take the weights after `steps` steps into account."""
+        for rate, average in self.moving.items():
+            keep = min(rate, steps / (steps + 10))  # short at first
+            torch._foreach_lerp_(average, self.weights, 1 - keep)
+        if epoch_has_ended:
+            self.ends = [*self.ends, self.copy()][-max(self.epochs) :]
+
+    def by_name(self) -> dict[str, list[Tensor]]:
+        """Each average under its name."""
+        found = {f"EMA {rate}": average for rate, average in self.moving.items()}
+        for count in self.epochs:
+            if len(self.ends) >= count:
+                parts = zip(*self.ends[-count:], strict=True)
+                found[f"last {count} epochs"] = [torch.stack(part).mean(dim=0) for part in parts]
+        return found
+
+    @torch.no_grad()
+    def losses(self, measure, names: list[str] | None = None) -> dict[str, float]:
+        """What `measure()` gives with each average (of these names) in place of the weights."""
+        own = self.copy()
+        found = {}
+        for name, average in self.by_name().items():
+            if names is None or name in names:
+                self.put(average)
+                found[name] = measure()
+        self.put(own)
+        return found
+
+    def put(self, values: list[Tensor]) -> None:
+        torch._foreach_copy_(self.weights, values)
+
+
+class DistillationLoss(NextTokenLoss):
+    """The loss of a student: (1 - share) × cross-entropy + share × KL from its teachers.
+
+    The teachers' probabilities are averaged. They read the text without the student's noise.
+    """
+
+    def __init__(self, model: nn.Module, teachers: list[nn.Module], share: float):
+        super().__init__(model)
+        self.teachers = [teacher.eval() for teacher in teachers]  # no submodules: they don't learn
+        self.share = share
+
+    def forward(self, token_ids: Tensor, targets: Tensor) -> Tensor:
+        clean = torch.cat([token_ids[:, :1], targets[:, :-1]], dim=1)  # (b, t)
+        clean = clean.where(clean != IGNORED, token_ids)
+        with torch.no_grad():
+            probabilities = mean_probabilities(self.teachers, clean)  # (b, t, v)
+            entropy = -torch.xlogy(probabilities, probabilities).sum(dim=-1).mean()
+        log_p = F.log_softmax(self.model(token_ids).float(), dim=-1)  # (b, t, v)
+        hard = F.nll_loss(log_p.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+        soft = -(probabilities * log_p).sum(dim=-1).mean() - entropy
+        return (1 - self.share) * hard + self.share * soft
+
+
+def mean_probabilities(models: list[nn.Module], token_ids: Tensor) -> Tensor:
+    """The mean of the models' next-token probabilities after ids (b, t), (b, t, v)."""
+    return sum(F.softmax(model(token_ids).float(), dim=-1) for model in models) / len(models)
+
+
+class Ensemble(nn.Module):
+    """Several models as one, whose probabilities are the mean of theirs: ids (b, t) → (b, t, v)."""
+
+    def __init__(self, models: list[nn.Module]):
+        super().__init__()
+        self.models = nn.ModuleList(models)
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        return mean_probabilities(list(self.models), token_ids).log()
