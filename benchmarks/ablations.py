@@ -320,7 +320,7 @@ def make_trainer(
         trainer.validated = f"EMA {recipe.average}"
     elif size == "overfit":
         trainer.averages = WeightAverages(model)
-        trainer.epochs_between = 2
+        trainer.epochs_between = 3
     return trainer
 
 
