@@ -27,7 +27,7 @@ import tiktoken
 import torch
 import torch.nn as nn
 from machine import BENCHMARKS, PROJECT, print_machine
-from overfitting import DistillationLoss, WeightAverages
+from overfitting import DistillationLoss, WeightAverages, ensemble_loss
 from torch import Tensor
 
 from golpo.corpus import Corpus, read_stories
@@ -385,10 +385,15 @@ def make_tokenizer(recipe: Recipe, train_path: Path) -> tiktoken.Encoding:
 
 
 def measure_averages(trainer: AveragingTrainer) -> dict[str, float]:
-    """The validation loss with each average of the weights that the trainer kept beside them."""
-    if trainer.averages is None or trainer.validated:
-        return {}
-    return trainer.averages.losses(trainer.validation_loss)
+    """The validation loss with each average of the weights that was kept, and of the teachers."""
+    found = {}
+    if trainer.averages is not None and not trainer.validated:
+        found |= trainer.averages.losses(trainer.validation_loss)
+    if isinstance(trainer.step.loss_of, DistillationLoss):
+        teachers = trainer.step.loss_of.teachers
+        start_id = start_id_of(trainer.tokenizer)
+        found["the teachers together"] = ensemble_loss(teachers, trainer.corpus.val_ids, start_id)
+    return found
 
 
 class ResultTable:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from machine import BENCHMARKS
 from torch import Tensor
 
-from golpo.loss import IGNORED, NextTokenLoss
+from golpo.loss import IGNORED, NextTokenLoss, evaluation_windows
 from golpo.settings import PRESETS
 
 RESULTS = BENCHMARKS / "ablations_overfit.json"
@@ -67,7 +67,7 @@ class WeightAverages:
         for rate, average in self.moving.items():
             keep = min(rate, steps / (steps + 10))  # short at first
             torch._foreach_lerp_(average, self.weights, 1 - keep)
-        if epoch_has_ended:
+        if epoch_has_ended and self.epochs:
             self.ends = [*self.ends, self.copy()][-max(self.epochs) :]
 
     def by_name(self) -> dict[str, list[Tensor]]:
@@ -91,6 +91,7 @@ class WeightAverages:
         self.put(own)
         return found
 
+    @torch.no_grad()
     def put(self, values: list[Tensor]) -> None:
         torch._foreach_copy_(self.weights, values)
 
@@ -107,14 +108,14 @@ class DistillationLoss(NextTokenLoss):
         self.share = share
 
     def forward(self, token_ids: Tensor, targets: Tensor) -> Tensor:
+        counted = targets != IGNORED  # (b, t)
         clean = torch.cat([token_ids[:, :1], targets[:, :-1]], dim=1)  # (b, t)
         clean = clean.where(clean != IGNORED, token_ids)
+        log_p = F.log_softmax(self.model(token_ids).float(), dim=-1)[counted]  # (n, v)
         with torch.no_grad():
-            probabilities = mean_probabilities(self.teachers, clean)  # (b, t, v)
-            entropy = -torch.xlogy(probabilities, probabilities).sum(dim=-1).mean()
-        log_p = F.log_softmax(self.model(token_ids).float(), dim=-1)  # (b, t, v)
-        hard = F.nll_loss(log_p.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
-        soft = -(probabilities * log_p).sum(dim=-1).mean() - entropy
+            log_q = mean_probabilities(self.teachers, clean)[counted].log()  # (n, v)
+        hard = F.nll_loss(log_p, targets[counted])
+        soft = F.kl_div(log_p, log_q, reduction="batchmean", log_target=True)
         return (1 - self.share) * hard + self.share * soft
 
 
@@ -123,12 +124,15 @@ def mean_probabilities(models: list[nn.Module], token_ids: Tensor) -> Tensor:
     return sum(F.softmax(model(token_ids).float(), dim=-1) for model in models) / len(models)
 
 
-class Ensemble(nn.Module):
-    """Several models as one, whose probabilities are the mean of theirs: ids (b, t) → (b, t, v)."""
-
-    def __init__(self, models: list[nn.Module]):
-        super().__init__()
-        self.models = nn.ModuleList(models)
-
-    def forward(self, token_ids: Tensor) -> Tensor:
-        return mean_probabilities(list(self.models), token_ids).log()
+@torch.no_grad()
+def ensemble_loss(models: list[nn.Module], ids: Tensor, start_id: int | None) -> float:
+    """The mean loss over ids (n,) of several models as one, whose probabilities are averaged."""
+    device = next(models[0].parameters()).device
+    total = 0.0
+    count = 0
+    for start, end in evaluation_windows(ids, models[0].config["context_length"], start_id):
+        window = ids[start : end + 1].long().to(device)
+        probabilities = mean_probabilities([model.eval() for model in models], window[None, :-1])
+        total += float(F.nll_loss(probabilities[0].log(), window[1:], reduction="sum"))
+        count += end - start
+    return total / count

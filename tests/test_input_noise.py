@@ -172,5 +172,7 @@ def test_a_training_keeps_its_noise(training_corpus, tmp_path, monkeypatch):
 def test_noise_that_cannot_be_is_refused():
     with pytest.raises(ValueError, match="input_noise is 1.5; it must be"):
         Settings(input_noise=1.5)
-    with pytest.raises(ValueError, match="input_noise is 0.1, but no tokenizer says.*input_noise=0"):
+    with pytest.raises(
+        ValueError, match="input_noise is 0.1, but no tokenizer says.*input_noise=0"
+    ):
         InputNoise(0.1, None, 16, 3)
