@@ -1,4 +1,4 @@
-"""Input noise: what it replaces, what it leaves alone, on what it depends, and trainings with it."""
+"""Input noise: what it replaces and what not, on what it depends, and trainings with it."""
 
 import numpy as np
 import pytest
