@@ -43,6 +43,13 @@ def add_overfit_recipes(recipes) -> None:
         add(f"input noise {share:.0%}", BASE, input_noise=share)
     for rate in (0.0, 0.2):
         add(f"dropout {rate:g}", BASE, drop_rate=rate)
+    add("input noise 20%", BASE, input_noise=0.2)
+    both = add("input noise 20%, dropout 0.2", BASE, input_noise=0.2, drop_rate=0.2)
+    add("both, 24 passes", both, num_epochs=24)
+    for decay in DECAYS:
+        add(f"both, decay {decay}", both, weight_decay=decay)
+    add("both, decay 1.6 that grows", both, weight_decay=1.6, decay_grows=True)
+    add("both, 24 passes, decay 0.8", both, num_epochs=24, weight_decay=0.8)
 
 
 class WeightAverages:
