@@ -4,12 +4,13 @@
     python benchmarks/ablations.py --corpus fairytales.txt --only "decay 1"  this one alone
     python benchmarks/ablations.py --show                                    the table of results
     python benchmarks/ablations.py --corpus fairytales.txt --size 124M       original size (GPU)
+    python benchmarks/ablations.py --corpus simple_stories.txt --size overfit   many passes
 
 Each training: 4 layers x 128, context 128, batch 8, the same stories (the file's first, up to
 --tokens GPT-2 tokens, and sixty thousand tokens of further ones to validate on), the same number of
 epochs, --seed. Losses are in nats per GPT-2 token of the validation text, whatever the training's
-own vocabulary, so all can be compared. Results are added to benchmarks/ablations.json, those of the
-124M size to benchmarks/ablations_124M.json, or to --output.
+own vocabulary, so all can be compared. The size "overfit" is in overfitting.py. Each size has a
+file of results beside this one, such as ablations_124M.json, unless --output names another.
 """
 
 import argparse
@@ -455,8 +456,8 @@ def parse_options() -> Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--corpus", help="a file of stories")
     parser.add_argument("--size", choices=SIZES, default="small", help="124M needs a GPU")
-    parser.add_argument("--tokens", type=int, help="GPT-2 tokens to train on: 300,000 or 3,400,000")
-    parser.add_argument("--epochs", type=int, help="6, with the size 124M 4")
+    parser.add_argument("--tokens", type=int, help="GPT-2 tokens to train on")
+    parser.add_argument("--epochs", type=int, help="passes; a recipe may have its own")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", default="", metavar="NAME", help="one recipe alone")
     parser.add_argument("--show", action="store_true", help="print the results and stop")

@@ -39,17 +39,19 @@ def add_overfit_recipes(recipes) -> None:
     add("6 passes", BASE, num_epochs=6)
     for decay in DECAYS:
         add(f"decay {decay}", BASE, weight_decay=decay)
-    for share in (0.05, 0.1, 0.15):
+    for share in (0.05, 0.1, 0.15, 0.2):
         add(f"input noise {share:.0%}", BASE, input_noise=share)
     for rate in (0.0, 0.2):
         add(f"dropout {rate:g}", BASE, drop_rate=rate)
-    add("input noise 20%", BASE, input_noise=0.2)
-    both = add("input noise 20%, dropout 0.2", BASE, input_noise=0.2, drop_rate=0.2)
-    add("both, 24 passes", both, num_epochs=24)
+    add("input noise 20%, dropout 0.2", "input noise 20%", drop_rate=0.2)
+    best = "input noise 10%"
+    add("input noise 10%, 24 passes", best, num_epochs=24)
+    add("input noise 10%, dropout 0", best, drop_rate=0.0)
     for decay in DECAYS:
-        add(f"both, decay {decay}", both, weight_decay=decay)
-    add("both, decay 1.6 that grows", both, weight_decay=1.6, decay_grows=True)
-    add("both, 24 passes, decay 0.8", both, num_epochs=24, weight_decay=0.8)
+        add(f"input noise 10%, decay {decay}", best, weight_decay=decay)
+    add("input noise 10%, decay 1.6 that grows", best, weight_decay=1.6, decay_grows=True)
+    add("input noise 10%, three teachers", best, teachers=(best, (1, 2, 3)))
+    add("three teachers", BASE, teachers=(BASE, (1, 2, 3)))
 
 
 class WeightAverages:
