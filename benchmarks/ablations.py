@@ -126,6 +126,11 @@ def add_large_recipes(recipes: Recipes) -> None:
     recipes.add("ours, dropout 0.2", ours, drop_rate=0.2)
     recipes.add("ours, peak 4e-4", ours, learning_rate=4e-4)
     recipes.add("ours, peak 2e-3, dropout 0.2", ours, learning_rate=2e-3, drop_rate=0.2)
+    # What helped at the size that overfits, and what it must be compared with.
+    recipes.add("ours, input noise 10%", ours, input_noise=0.1)
+    longer = recipes.add("ours, 8 passes", ours, num_epochs=8)
+    noisy = recipes.add("ours, 8 passes, input noise 10%", longer, input_noise=0.1)
+    recipes.add("ours, 8 passes, input noise 10%, two teachers", noisy, teachers=(noisy, (2, 3)))
 
 
 def add_steps(recipes: Recipes) -> str:
@@ -350,7 +355,7 @@ def run_recipe(name: str, settings: dict, options: Namespace, folder: Path) -> d
     state = run_trainer(trainer)
     seconds = time.perf_counter() - started
     averages = measure_averages(trainer)
-    if size == "overfit":
+    if size != "small":
         MODELS.mkdir(parents=True, exist_ok=True)
         torch.save(model.state_dict(), model_path(size, name, options.seed))
     parameters = sum(parameter.numel() for parameter in model.parameters())
