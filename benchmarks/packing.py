@@ -1,10 +1,10 @@
-"""Whole stories packed into windows, beside windows that begin at each story.
+"""Windows that run on, windows that end with their story, and whole stories packed into windows.
 
     python benchmarks/packing.py [--corpus FILE] [--stories N] [--contexts 272 448] [--tokens N]
 
-For each context length, packed and not: the same small model (2 layers x 128, a vocabulary of
-2,048 learned from the corpus) with the schedule of the preset `laptop`, until it has predicted
-`--tokens` tokens. One story in twenty is for validation. Seconds are those of the processor, on
+For each context length and each kind of windows: the same small model (2 layers x 128, a
+vocabulary of 2,048 learned from the corpus) with the schedule of the preset `laptop`, until it has
+predicted `--tokens` tokens. One story in twenty is for validation. Seconds are those of the processor, on
 one thread, so that other programs matter little; those of the evaluation are left out. With
 `--seconds` a training takes that long instead: the steps are calculated from the first ones. With
 `--tokens 0` nothing is trained: the windows alone are counted.
@@ -31,6 +31,11 @@ from golpo_utils import GPTModel, encode, start_id_of, stream_story
 SHAPE = {"vocab_size": 2048, "emb_dim": 128, "n_heads": 4, "n_layers": 2, "drop_rate": 0.0}
 SCHEDULE = ("batch_size", "learning_rate", "final_learning_rate")
 TIMED_STEPS = 20
+WINDOWS = {
+    "at each story": {},
+    "trimmed": {"trim_windows": True},
+    "packed": {"pack_stories": True},
+}
 
 
 def split(stories: list[str], seed: int) -> tuple[list[str], list[str]]:
@@ -40,11 +45,12 @@ def split(stories: list[str], seed: int) -> tuple[list[str], list[str]]:
     return [stories[i] for i in order[held_out:]], [stories[i] for i in order[:held_out]]
 
 
-def make_step(ids: Tensor, start_id: int, context: int, packed: bool, seed: int) -> TrainingStep:
+def make_step(ids: Tensor, start_id: int, context: int, windows: str, seed: int) -> TrainingStep:
     """A new model, ready to be trained on ids (n,)."""
     preset = {name: PRESETS["laptop"][name] for name in SCHEDULE}
     config = {**SHAPE, "context_length": context, "qkv_bias": False}
-    settings = Settings(config=config, pack_stories=packed, seed=seed, device="cpu", **preset)
+    given = {**preset, **WINDOWS[windows], "seed": seed}
+    settings = Settings(config=config, device="cpu", **given)
     torch.manual_seed(seed)
     model = GPTModel(config)
     return TrainingStep(model, make_optimizer(model, settings), ids, start_id, settings)
@@ -79,6 +85,7 @@ def main() -> None:
     parser.add_argument("--corpus", default="data/training_data.txt")
     parser.add_argument("--stories", type=int, help="the first ones of the corpus (all)")
     parser.add_argument("--contexts", type=int, nargs="+", default=[272, 448])
+    parser.add_argument("--windows", nargs="+", choices=list(WINDOWS), default=list(WINDOWS))
     parser.add_argument("--tokens", type=int, default=1_000_000)
     parser.add_argument("--seconds", type=float, help="of each training, instead of --tokens")
     parser.add_argument("--generated", type=int, default=50)
@@ -100,26 +107,26 @@ def main() -> None:
             for part in (training, validation)
         )
         for context in given.contexts:
-            for packed in (False, True):
-                row = measure(ids, val_ids, tokenizer, start_id, context, packed, seed, given)
+            for windows in given.windows:
+                row = measure(ids, val_ids, tokenizer, start_id, context, windows, seed, given)
                 print("| " + " | ".join(row) + " |", flush=True)
 
 
-def measure(ids, val_ids, tokenizer, start_id, context, packed, seed, given) -> list[str]:
+def measure(ids, val_ids, tokenizer, start_id, context, windows, seed, given) -> list[str]:
     """Train a model; return a row of the table."""
-    step = make_step(ids, start_id, context, packed, seed)
+    step = make_step(ids, start_id, context, windows, seed)
     # A window that begins at a story predicts the beginning of the next ones too.
     a_pass = step.dataset.predicted(np.arange(len(step.dataset)))
     row = [
         str(context),
-        "packed" if packed else "at each story",
+        windows,
         str(seed),
         str(step.steps_per_epoch),
         f"{a_pass:,}",
     ]
     if given.seconds:
         steps = round(given.seconds / seconds_of(step))
-        step = make_step(ids, start_id, context, packed, seed)
+        step = make_step(ids, start_id, context, windows, seed)
     else:
         steps = round(given.tokens / a_pass * step.steps_per_epoch)
     if steps == 0:

@@ -24,13 +24,25 @@ from story_world import (
 
 PLOTS_DIR = Path(__file__).resolve().parent / "plots"
 
-MIN_WORDS = 80
-MAX_WORDS = 136  # so that a story fits into the 272 tokens that the smallest preset sees at once
 MAX_SAME_TITLE = 16
 MOST_SHARED = 0.55  # of the sentences of two stories with the same plot and hero
 MOST_TRIES = 200  # a story
 CHILD = 0.35  # how often a hero is a child where the plot allows any trade
 UNTITLED = 12  # one story in so many has no title, as when a reader gives only the first words
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a story is: how often it says an optional line, and how many words it may have."""
+
+    said: float
+    shortest: int
+    longest: int
+
+
+# A third of the stories each, far enough apart that a model can learn what "short" means. Also the
+# longest fit into the 272 tokens that the smallest preset sees at once.
+LENGTHS = (Length(0, 60, 94), Length(0.5, 95, 124), Length(1, 125, 165))
 
 
 @dataclass
@@ -226,20 +238,23 @@ def choose_holes(plot: Plot, rng: random.Random) -> Holes:
     return holes
 
 
-def write_story(plot: Plot, rng: random.Random) -> tuple[str, str, str]:
-    """Write one story. Returns its title, the name of its hero and its text."""
+def write_story(plot: Plot, rng: random.Random, share: float = 0.5) -> tuple[str, str, str]:
+    """Write one story. Returns its title, the name of its hero and its text.
+
+    share: how often an optional line is said, from 0 (never) to 1 (always).
+    """
     holes = choose_holes(plot, rng)
     title = title_case(fill(rng.choice(plot.titles), holes))
     paragraphs = []
     for slots in plot.paragraphs:
-        said = [slot for slot in slots if not slot.optional or rng.random() < 0.5]
+        said = [slot for slot in slots if not slot.optional or rng.random() < share]
         sentences = [capitalise(fill(rng.choice(slot.ways), holes)) for slot in said]
         paragraphs.append(" ".join(sentences))
     return title, holes["hero"], "\n\n".join(filter(None, paragraphs))
 
 
 def write_stories(count: int, seed: int) -> list[tuple[str, str, str, str]]:
-    """`count` stories, turn by turn from each plot, no two of them nearly the same.
+    """`count` stories, turn by turn from each plot and of each length, no two nearly the same.
 
     Each is its plot's name, its title, its hero and its text.
     """
@@ -252,9 +267,11 @@ def write_stories(count: int, seed: int) -> list[tuple[str, str, str, str]]:
         tries += 1
         if tries > MOST_TRIES * (len(stories) + 1):
             raise ValueError(f"the plots have fewer than {count} different stories that fit")
-        plot = PLOTS[len(stories) % len(PLOTS)]
-        title, hero, text = write_story(plot, rng)
-        good_length = MIN_WORDS <= len(text.split()) <= MAX_WORDS
+        turn, number = divmod(len(stories), len(PLOTS))
+        plot = PLOTS[number]
+        length = LENGTHS[(turn + number) % len(LENGTHS)]
+        title, hero, text = write_story(plot, rng, length.said)
+        good_length = length.shortest <= len(text.split()) <= length.longest
         hero_at_end = hero in text.split("\n\n")[-1]
         sentences = split_sentences(text)
         new = not is_near(sentences, seen[plot.name, hero]) and titles[title] < MAX_SAME_TITLE

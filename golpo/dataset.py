@@ -84,9 +84,13 @@ class GPTDataset(torch.utils.data.Dataset):
         inputs, targets = self.batch([i])
         return inputs[0], targets[0]
 
-    def predicted(self, windows: np.ndarray) -> int:
-        """How many tokens the windows predict together."""
+    def predicted(self, windows: np.ndarray, shift: float = 0.0) -> int:
+        """How many tokens the windows predict together. shift: as for `batch`."""
         return len(windows) * self.max_length
+
+    def order(self, seed: int, epoch: int, batch_size: int) -> np.ndarray:
+        """The order in which an epoch visits the windows, (windows,), a batch after the other."""
+        return epoch_order(seed, epoch, len(self))
 
     def batch(self, windows, shift: float = 0.0, epoch: int = 0) -> tuple[Tensor, Tensor]:
         """Several windows at once: (b,) indices → inputs and targets, LongTensors (b, max_length).

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from golpo.loss import IGNORED
 
-STREAM = 5  # tells these random numbers from those of order (none), shift (1) and packing (3)
+STREAM = 5  # 1 to 4 are the random numbers of shifts, requests, packing and trimming
 
 
 class InputNoise:

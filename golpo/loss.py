@@ -7,7 +7,6 @@ import itertools
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from torch import Tensor
 
 from golpo.dataset import story_bounds
@@ -31,7 +30,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     """
 
     ROWS = 1024  # logits computed at once
-    CACHED_ROWS = 16  # on a CPU, rows of probabilities at once: their fp32 copies fit the cache
+    # On a CPU, so many probabilities at once, or 16 rows: their fp32 copies fit the cache.
+    CACHED = 2**17
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, needs_gradient):  # (n, d), (v, d), (n,), bool
@@ -73,12 +73,16 @@ def add_loss(
     With needs_gradient, `logits` becomes its own gradient, in place: softmax minus one-hot.
     """
     wide = torch.promote_types(logits.dtype, torch.float32)
-    rows = len(logits)
     if logits.device.type == "cpu" and not torch.compiler.is_compiling():
-        rows = ChunkedCrossEntropy.CACHED_ROWS  # a compiler makes one pass of it all
+        rows = max(16, ChunkedCrossEntropy.CACHED // logits.shape[1])
+        memory = torch.empty(rows, logits.shape[1], dtype=wide)  # used again for each part
+    else:
+        rows = len(logits)  # a compiler makes one pass of it all
+        memory = None
     for part in chunks(len(logits), rows):
         label = labels[part]  # (p, 1)
-        log_p = F.log_softmax(logits[part], dim=-1, dtype=wide)  # (p, v)
+        out = None if memory is None else memory[: len(label)]
+        log_p = torch.log_softmax(logits[part], dim=-1, dtype=wide, out=out)  # (p, v)
         total = total - (log_p.gather(1, label) * counted[part]).sum()
         if needs_gradient:
             minus_one = -torch.ones_like(label, dtype=wide)

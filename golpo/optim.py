@@ -33,10 +33,31 @@ def newton_schulz(matrices: Tensor) -> Tensor:
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(5):
-        gram = x @ x.mT
-        x = 3.4445 * x + (2.0315 * gram @ gram - 4.775 * gram) @ x
+    is_wide = x.shape[-1] >= 2 * x.shape[-2]
+    # The squares of small singular values are lost in 16 bits.
+    if is_wide and not torch.is_autocast_enabled(x.device.type):
+        x = newton_schulz_of_gram(x @ x.mT) @ x
+    else:
+        for _ in range(5):
+            gram = x @ x.mT  # (n, r, r)
+            factor = torch.baddbmm(gram, gram, gram, beta=-4.775, alpha=2.0315)
+            x = torch.baddbmm(x, factor, x, beta=3.4445)  # (n, r, c)
     return x.mT if tall else x
+
+
+def newton_schulz_of_gram(gram: Tensor) -> Tensor:
+    """The products x @ x.mT, (n, r, r) → the factors, (n, r, r), with which the iterations scale x.
+
+    All factors are polynomials of the first product, so they commute, and the matrices x, which
+    are wider, take part in no iteration.
+    """
+    total = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    for _ in range(5):
+        factor = torch.baddbmm(gram, gram, gram, beta=-4.775, alpha=2.0315)
+        factor.diagonal(dim1=-2, dim2=-1).add_(3.4445)
+        gram = factor @ gram @ factor
+        total = factor @ total
+    return total
 
 
 class MuonAdamW(torch.optim.AdamW):

@@ -121,8 +121,8 @@ class PackedDataset(GPTDataset):
         first = np.searchsorted(windows[order], np.arange(len(self.targets) + 1))
         return begins[order], sizes[order], first
 
-    def predicted(self, windows: np.ndarray) -> int:
-        """How many tokens the windows predict together."""
+    def predicted(self, windows: np.ndarray, shift: float = 0.0) -> int:
+        """How many tokens the windows predict together. shift: there is nothing to shift."""
         return int(self.targets[self.used[windows]].sum())
 
     def batch(self, windows, shift: float = 0.0, epoch: int = 0) -> tuple[Tensor, Tensor]:

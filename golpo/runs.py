@@ -43,6 +43,7 @@ FIXED_SETTINGS = (
     "align_to_stories",
     "shift_windows",
     "pack_stories",
+    "trim_windows",
     "input_noise",
     "requests",
     "corpus_version",

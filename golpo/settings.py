@@ -61,6 +61,7 @@ PRESETS = {
         "batch_size": 8,
         "learning_rate": 3e-3,
         "final_learning_rate": 0.05,
+        "trim_windows": True,
         "validation_fraction": 0.05,
         "evals_per_epoch": 3,
     },
@@ -220,8 +221,9 @@ class Settings:
     shift_windows: bool = True
     # Whether windows hold whole stories side by side, so that a pass trains on no token twice.
     pack_stories: bool = False
-    # Share of the input tokens that are replaced by random ones, for a text that many passes would
-    # learn by heart; what is predicted stays as it is.
+    # Whether windows end with their story, so that short stories are trained on once a pass.
+    trim_windows: bool = False
+    # Share of the input tokens that random ones replace, so that few stories bear more passes.
     input_noise: float = 0.0
     # Whether stories are preceded by requests, so that one can ask for a story: docs/requests.md.
     requests: bool = False
@@ -270,7 +272,12 @@ class Settings:
                 "pack_stories and requests are True, but packed windows leave requests no room; "
                 "set one of them to False"
             )
-        for name in ("pack_stories", "requests"):
+        if self.pack_stories and self.trim_windows:
+            raise ValueError(
+                "pack_stories and trim_windows are True, but packed windows hold several stories; "
+                "set one of them to False"
+            )
+        for name in ("pack_stories", "trim_windows", "requests"):
             if getattr(self, name) and not self.align_to_stories:
                 raise ValueError(
                     f"{name} is True and align_to_stories is False, but {name} needs windows "

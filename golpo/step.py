@@ -12,7 +12,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from golpo.console import print_safely
-from golpo.dataset import GPTDataset, epoch_order, epoch_shift
+from golpo.dataset import GPTDataset, epoch_shift
 from golpo.devices import free_memory, pick_precision
 from golpo.distributed import rank_and_world_size
 from golpo.errors import TrainingError
@@ -24,6 +24,7 @@ from golpo.packing import PackedDataset
 from golpo.projections import project_at_once
 from golpo.request_dataset import RequestDataset
 from golpo.settings import Settings
+from golpo.trimming import TrimmedDataset
 from golpo_utils import GPTModel
 
 IDS_ON_GPU = 2**28  # so many ids, or fewer, are copied to the GPU, where they take a gigabyte
@@ -90,19 +91,21 @@ class TrainingStep:
 
     def make_dataset(
         self, train_ids: Tensor, start_id: int | None, tokenizer: tiktoken.Encoding | None
-    ) -> GPTDataset:
-        """The training windows, with requests or packed if the settings say so."""
+    ) -> GPTDataset | TrimmedDataset:
+        """The training windows: with requests, packed or trimmed if the settings say so."""
         aligned_to = start_id if self.settings.align_to_stories else None
-        if self.settings.requests:
-            return RequestDataset(
-                train_ids, tokenizer, self.context_length, aligned_to, self.settings.seed
-            )
-        if self.device.type == "cuda" and len(train_ids) < IDS_ON_GPU:
-            train_ids = train_ids.to(self.device, torch.int32)
         length = self.context_length
+        seed = self.settings.seed
+        if self.device.type == "cuda" and len(train_ids) < IDS_ON_GPU:
+            if not self.settings.requests:  # they are written on the processor
+                train_ids = train_ids.to(self.device, torch.int32)
         if self.settings.pack_stories:
-            return PackedDataset(train_ids, length, aligned_to, self.settings.seed)
-        return GPTDataset(train_ids, None, length, length, start_id=aligned_to)
+            return PackedDataset(train_ids, length, aligned_to, seed)
+        if self.settings.requests:
+            dataset = RequestDataset(train_ids, tokenizer, length, aligned_to, seed)
+        else:
+            dataset = GPTDataset(train_ids, None, length, length, start_id=aligned_to)
+        return TrimmedDataset(dataset, aligned_to) if self.settings.trim_windows else dataset
 
     def make_noise(self, tokenizer: tiktoken.Encoding | None) -> InputNoise | None:
         share = self.settings.input_noise
@@ -119,6 +122,8 @@ class TrainingStep:
         on_gpu = self.device.type == "cuda" and torch.cuda.get_device_capability() >= (7, 0)
         pays = on_gpu and self.total_steps > STEPS_WORTH_COMPILING
         if self.settings.compile == "on" or (self.settings.compile == "auto" and pays):
+            if isinstance(self.dataset, TrimmedDataset):
+                self.dataset.one_shape = True
             # A batch has one shape, but for the last of an epoch. Each is compiled for itself:
             # PyTorch 2.11 breaks on chunks of the loss whose number varies.
             wrapped = torch.compile(wrapped, dynamic=False)
@@ -133,7 +138,7 @@ class TrainingStep:
         A step whose gradients are not finite changes no weight.
         """
         epoch, position = divmod(number, self.steps_per_epoch)
-        order = epoch_order(self.settings.seed, epoch, len(self.dataset))
+        order = self.dataset.order(self.settings.seed, epoch, self.settings.batch_size)
         start = position * self.settings.batch_size
         windows = order[start : start + self.settings.batch_size]
         for group in self.optimizer.param_groups:
@@ -145,7 +150,7 @@ class TrainingStep:
         self.update_within_memory()
         self.scaler.update(None if self.scales_loss else 1.0)
         self.optimizer.zero_grad()
-        return loss, torch.isfinite(norm), self.dataset.predicted(windows)
+        return loss, torch.isfinite(norm), self.dataset.predicted(windows, self.shift(epoch))
 
     def learning_rate(self, number: int) -> float:
         return learning_rate_at(number, self.total_steps, self.settings)
@@ -194,11 +199,11 @@ class TrainingStep:
         """Accumulate the gradients of this process's windows; return its part of the mean loss."""
         share = windows[self.rank :: self.world_size]
         # DistributedDataParallel averages the gradients over the processes.
-        weight = self.world_size / self.full_windows(windows) if len(share) else 0.0
+        epoch = number // self.steps_per_epoch
+        shift = self.shift(epoch)
+        weight = self.world_size / self.full_windows(windows, shift) if len(share) else 0.0
         if len(share) == 0:
             share = windows[:1]  # every process must take part in the exchange
-        epoch = number // self.steps_per_epoch
-        shift = epoch_shift(self.settings.seed, epoch) if self.settings.shift_windows else 0.0
         total = 0
         for start in range(0, len(share), self.micro_batch_size):
             part = share[start : start + self.micro_batch_size]
@@ -211,14 +216,18 @@ class TrainingStep:
             with self.loss_of.no_sync() if wait else contextlib.nullcontext():
                 with self.mixed_precision():
                     loss = self.loss_of(inputs.to(self.device), targets.to(self.device))
-                    loss = loss * (self.full_windows(part) * weight)
+                    loss = loss * (self.full_windows(part, shift) * weight)
                 self.scaler.scale(loss).backward()
             total = total + loss.detach() / self.world_size
         return total
 
-    def full_windows(self, windows: np.ndarray) -> float:
+    def shift(self, epoch: int) -> float:
+        """By which share of what they can the windows of an epoch start earlier."""
+        return epoch_shift(self.settings.seed, epoch) if self.settings.shift_windows else 0.0
+
+    def full_windows(self, windows: np.ndarray, shift: float) -> float:
         """The tokens that the windows predict, counted in windows without padding."""
-        return self.dataset.predicted(windows) / self.context_length
+        return self.dataset.predicted(windows, shift) / self.context_length
 
     def seed_dropout(self, number: int, start: int) -> None:
         """Dropout's random numbers depend on the step alone, not on what happened before it."""

@@ -176,3 +176,19 @@ def test_noise_that_cannot_be_is_refused():
         ValueError, match="input_noise is 0.1, but no tokenizer says.*input_noise=0"
     ):
         InputNoise(0.1, None, 16, 3)
+
+
+def test_trimmed_windows_have_noise_too():
+    step, plain_step = (make_step(trim_windows=True, input_noise=share) for share in (0.3, 0.0))
+    changed = []
+    padding = 0
+    for number in range(step.steps_per_epoch):
+        noisy, targets = seen_by(step, number)
+        plain, clean = seen_by(plain_step, number)
+        assert torch.equal(targets, clean)
+        padded = targets == IGNORED
+        assert torch.equal(noisy[padded], plain[padded])
+        padding += int(padded.sum())
+        changed.append((noisy != plain)[~padded])
+    assert padding > 0
+    assert 0.15 < torch.cat(changed).double().mean() < 0.35

@@ -9,11 +9,14 @@ import pytest
 
 from golpo.corpus import read_stories
 from golpo.paths import DEFAULT_CORPUS, PROJECT_DIR
+from golpo.request_facts import CorpusFacts
+from golpo.settings import GPT_CONFIG_LAPTOP
 from golpo.stories import split_story
+from golpo.tokenizer import train_tokenizer
 from golpo_utils import TITLE
 
 sys.path.insert(0, str(PROJECT_DIR / "data"))
-from story_grammar import PLOTS, read_plot, write_story  # noqa: E402
+from story_grammar import LENGTHS, PLOTS, read_plot, write_stories, write_story  # noqa: E402
 
 BARE_PRONOUN = re.compile(r"\b(he|she|him|his|her|hers|himself|herself)\b", re.IGNORECASE)
 
@@ -31,6 +34,32 @@ def test_the_bundled_corpus_is_what_its_script_makes(tmp_path):
     assert len(set(stories)) == len(stories)
     assert 0.05 < len(untitled) / len(stories) < 0.1
     assert not any(TITLE in text for text in untitled)
+
+
+def test_each_plot_has_short_medium_and_long_stories():
+    """As many of each; a request for one of them is a request that a reader can see fulfilled."""
+    written = write_stories(len(PLOTS) * len(LENGTHS), seed=2)
+    found = {plot.name: [] for plot in PLOTS}
+    for plot, _, _, prose in written:
+        found[plot].append(len(prose.split()))
+    for plot, words in found.items():
+        short, medium, long = sorted(words)
+        assert short < 95 <= medium < 125 <= long, f"{plot}: {words}"
+
+
+def test_the_thirds_of_the_corpus_are_far_apart():
+    stories = list(read_stories(DEFAULT_CORPUS))
+    shorter, longer = CorpusFacts(stories).thirds
+    assert shorter <= 95
+    assert longer >= 124
+
+
+def test_every_story_fits_into_the_smallest_presets_window():
+    """With its markers and its title, in the vocabulary that the preset learns from it."""
+    stories = list(read_stories(DEFAULT_CORPUS))
+    tokenizer = train_tokenizer(stories, GPT_CONFIG_LAPTOP["vocab_size"])
+    tokens = [len(tokenizer.encode(story, allowed_special="all")) for story in stories]
+    assert max(tokens) <= GPT_CONFIG_LAPTOP["context_length"]
 
 
 def test_there_are_many_plots_and_titles():
@@ -59,11 +88,37 @@ def test_a_pronoun_follows_the_name_that_it_stands_for(plot):
                 assert not found or -1 < max(named) < found.start(), f"{plot.name}: {way}"
 
 
+def holes_in(way: str) -> set[str]:
+    """The names of the holes, without the article that a hole may ask for."""
+    return set(re.findall(r"\{(?:a )?(\w+)\}", way.lower()))
+
+
 @pytest.mark.parametrize("plot", PLOTS, ids=lambda plot: plot.name)
-def test_a_story_has_no_open_hole_and_ends_with_its_hero(plot):
+def test_no_paragraph_can_be_left_out(plot):
+    for slots in plot.paragraphs:
+        assert not all(slot.optional for slot in slots), f"{plot.name}: {slots[0].ways[0]}"
+
+
+@pytest.mark.parametrize("plot", PLOTS, ids=lambda plot: plot.name)
+def test_no_line_leans_on_a_line_that_may_be_left_out(plot):
+    """What comes as "a lamp" in a plot is "the lamp" only after a line that is always said."""
+    new = set(re.findall(r"\{a (\w+)\}", plot.script, re.IGNORECASE))
+    known = set()
+    for slot in [slot for slots in plot.paragraphs for slot in slots]:
+        for way in slot.ways:
+            for found in re.finditer(r"\bthe \{(\w+)\}", way, re.IGNORECASE):
+                before = known | holes_in(way[: found.start()])
+                assert found[1] not in new - before, f"{plot.name}: {way}"
+        if not slot.optional:
+            known |= set.intersection(*map(holes_in, slot.ways))
+
+
+@pytest.mark.parametrize("share", [0, 0.5, 1])
+@pytest.mark.parametrize("plot", PLOTS, ids=lambda plot: plot.name)
+def test_a_story_has_no_open_hole_and_ends_with_its_hero(plot, share):
     rng = random.Random(3)
     for _ in range(20):
-        _, hero, text = write_story(plot, rng)
+        _, hero, text = write_story(plot, rng, share)
         assert text.count("{") == 0
         assert hero in text.split("\n\n")[-1]
 

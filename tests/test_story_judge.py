@@ -23,13 +23,13 @@ door.
 In the apple tree lived a blackbird, which sang every evening about the rain. "Please teach me \
 your song," said Ali. "Come each day," said the blackbird.
 
-On the first day Ali learned to breathe. On the second day Ali sang one note, and all the dogs \
-went home. "It was worse yesterday," said the blackbird.
+First Ali had to learn to breathe. Ali sang every day, and after the first note all the dogs went \
+home. "It will be better tomorrow," said the blackbird.
 
 Then came the spring feast, and nobody could sing. "I can try," said Ali. Ali stood up and sang \
 about the rain. Outside in the dark, the blackbird sang along.
 
-Everyone clapped, and Ali bowed to the blackbird."""
+Everyone clapped, and Ali thanked the blackbird."""
 
 
 def as_text(prose: str) -> str:
@@ -60,7 +60,7 @@ def test_every_story_of_the_grammar_is_read_as_the_plot_that_wrote_it():
 @pytest.mark.parametrize(
     ("kind", "right", "wrong"),
     [
-        ("hero", "On the first day Ali learned", "On the first day Ben learned"),
+        ("hero", "First Ali had to learn", "First Ben had to learn"),
         ("pronoun", "He wanted to sing, but his", "She wanted to sing, but her"),
         ("pronoun", "but his voice", "but her voice"),
         ("pronoun", "a clever boy", "a clever girl"),
@@ -82,7 +82,7 @@ def test_a_contradiction_is_noticed_by_its_kind(kind, right, wrong):
         (
             "trade",
             "mistaken identity",
-            "I am only {hero}, an? [a-z]+",
+            "I am only {hero}, an? [a-z ]+",
             "I am only {hero}, a fisher",
         ),
         ("friend", "the haunted house", "{hero} and [A-Z][a-z]+", "{hero} and Vera"),
@@ -101,7 +101,7 @@ def test_trade_and_friend_are_noticed(kind, plot, right, wrong):
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [
-        ("Ali learned to breathe.", "Ali learned to the breathe."),
+        ("Ali had to learn to breathe.", "Ali had to learn to the breathe."),
         ("the blackbird sang along.", "the robin sang along."),
         ("Then came the spring feast", "then came the spring feast"),
     ],
@@ -134,7 +134,7 @@ def test_a_doubled_or_missing_or_moved_sentence_makes_the_story_not_whole():
 
 
 def test_figures_over_stories():
-    wrong = STORY.replace("On the first day Ali", "On the first day Ben")
+    wrong = STORY.replace("First Ali", "First Ben")
     unfinished = as_text(STORY).replace("<|end|>", "")
     known = {" ".join(STORY.split())}
     figures = judge_stories([as_text(STORY), as_text(wrong), unfinished], known)
