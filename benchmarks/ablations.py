@@ -97,7 +97,7 @@ class Recipes:
 def make_recipes(size: str) -> Recipes:
     """All recipes of a size, each with its base."""
     if size == "overfit":
-        recipes = Recipes(overfitting.BASE, overfitting.today())
+        recipes = Recipes(overfitting.BASE, overfitting.TODAY)
         overfitting.add_overfit_recipes(recipes)
         return recipes
     recipes = Recipes(FIRST, ORIGINAL)
