@@ -51,9 +51,8 @@ else
     fi
     part gpu 200 "$PYTHON" benchmarks/gpu.py --output "$RESULTS/gpu.json" "${PEERS[@]}"
     if [ -n "$CORPORA" ]; then
-        for recipe in "ours, dropout 0.2" "ours, peak 2e-3, dropout 0.2"; do
-            part ablation 110 "$PYTHON" benchmarks/ablations.py --size 124M --only "$recipe" \
-                --corpus "$CORPORA/fairytales.txt" --output "$RESULTS/ablations.json"
-        done
+        part ablation 210 "$PYTHON" benchmarks/ablations.py --size 124M \
+            --only "ours, 8 passes, input noise 10%" --corpus "$CORPORA/fairytales.txt" \
+            --output "$RESULTS/ablations.json"
     fi
 fi

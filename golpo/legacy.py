@@ -5,7 +5,7 @@ MANIFEST = {"seal": "manifest_digest"}
 OPTIMIZER_STATE = {"average": "momentum_buffer"}
 EVALUATION = {"by_people": "reference", "told": "generated"}
 # What a checkpoint's settings do not mention was so before the setting existed.
-NEVER_SO = {"pack_stories": False, "trim_windows": False}
+NEVER_SO = {"pack_stories": False, "trim_windows": False, "input_noise": 0.0}
 BEFORE_SETTINGS_EXISTED = {
     "optimizer": "adamw",
     "shift_windows": False,

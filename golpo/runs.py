@@ -44,6 +44,7 @@ FIXED_SETTINGS = (
     "shift_windows",
     "pack_stories",
     "trim_windows",
+    "input_noise",
     "requests",
     "corpus_version",
 )

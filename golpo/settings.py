@@ -145,6 +145,7 @@ NUMBERS = {
     "final_learning_rate": (0, 1),
     "beta2": (0, 0.999999),
     "validation_fraction": (0, 1),
+    "input_noise": (0, 1),
 }
 OPTIONAL = ("micro_batch_size", "patience", "max_steps")  # None leaves them out
 OPTIONAL_PATHS = ("staging_dir", "start_from")
@@ -222,6 +223,8 @@ class Settings:
     pack_stories: bool = False
     # Whether windows end with their story, so that short stories are trained on once a pass.
     trim_windows: bool = False
+    # Share of the input tokens that random ones replace, so that few stories bear more passes.
+    input_noise: float = 0.0
     # Whether stories are preceded by requests, so that one can ask for a story: docs/requests.md.
     requests: bool = False
     # The seed of the split, the order of the windows, dropout and the initial weights.

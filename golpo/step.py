@@ -16,6 +16,7 @@ from golpo.dataset import GPTDataset, epoch_shift
 from golpo.devices import free_memory, pick_precision
 from golpo.distributed import rank_and_world_size
 from golpo.errors import TrainingError
+from golpo.input_noise import InputNoise
 from golpo.lora import adapter_names
 from golpo.loss import NextTokenLoss
 from golpo.optim import learning_rate_at
@@ -74,6 +75,7 @@ class TrainingStep:
         self.rank, self.world_size = rank_and_world_size()
         self.context_length = model.config["context_length"]
         self.dataset = self.make_dataset(train_ids, start_id, tokenizer)
+        self.noise = self.make_noise(tokenizer)
         self.steps_per_epoch = math.ceil(len(self.dataset) / settings.batch_size)
         self.total_steps = settings.num_epochs * self.steps_per_epoch
         self.micro_batch_size = settings.micro_batch_size or settings.batch_size
@@ -104,6 +106,12 @@ class TrainingStep:
         else:
             dataset = GPTDataset(train_ids, None, length, length, start_id=aligned_to)
         return TrimmedDataset(dataset, aligned_to) if self.settings.trim_windows else dataset
+
+    def make_noise(self, tokenizer: tiktoken.Encoding | None) -> InputNoise | None:
+        share = self.settings.input_noise
+        if share == 0:
+            return None
+        return InputNoise(share, tokenizer, self.context_length, self.settings.seed)
 
     def wrap(self, loss_module: NextTokenLoss) -> nn.Module:
         """`loss_module` for several processes, and compiled where that pays."""
@@ -200,6 +208,8 @@ class TrainingStep:
         for start in range(0, len(share), self.micro_batch_size):
             part = share[start : start + self.micro_batch_size]
             inputs, targets = self.dataset.batch(part, shift, epoch)  # (b, t) each
+            if self.noise is not None:
+                inputs = self.noise.apply(inputs, targets, part, epoch)
             self.seed_dropout(number, start)
             more_follow = start + self.micro_batch_size < len(share)
             wait = self.world_size > 1 and more_follow
