@@ -57,9 +57,9 @@ PRESETS = {
     "laptop": {
         "config": GPT_CONFIG_LAPTOP,
         "tokenizer": "own",
-        "num_epochs": 2,
+        "num_epochs": 3,
         "batch_size": 8,
-        "learning_rate": 6e-3,
+        "learning_rate": 4e-3,
         "final_learning_rate": 0.05,
         "trim_windows": True,
         "validation_fraction": 0.05,
