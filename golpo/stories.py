@@ -15,7 +15,7 @@ DEFAULT_SAMPLING = {
     "temperature": 0.9,
     "top_k": 50,
     "top_p": 1.0,
-    "min_p": 0.05,
+    "min_p": 0.1,
     "repetition_penalty": 1.0,
     "max_new_tokens": 400,
 }
