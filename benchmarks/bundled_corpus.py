@@ -30,7 +30,7 @@ from golpo_utils import END, TITLE_END, stream_story  # noqa: E402
 
 MAX_NEW_TOKENS = 400
 HERO = re.compile(r"\b(" + "|".join(hero.name for hero in HEROES) + r")\b")
-FIRST_SENTENCE = re.compile(r'.*?[.!?]"?(?= )')
+FIRST_SENTENCE = re.compile(r'.*?[.!?]"?(?=\s)')
 OTHER_SEED = 99  # of stories that the corpus does not contain
 
 
