@@ -25,7 +25,7 @@ from story_world import (
 PLOTS_DIR = Path(__file__).resolve().parent / "plots"
 
 MAX_SAME_TITLE = 16
-MOST_SHARED = 0.55  # of the sentences of two stories with the same plot and hero
+MOST_SHARED = 0.5  # of the sentences of two stories with the same plot and hero
 MOST_TRIES = 200  # a story
 CHILD = 0.35  # how often a hero is a child where the plot allows any trade
 UNTITLED = 12  # one story in so many has no title, as when a reader gives only the first words
