@@ -1,8 +1,8 @@
 """The writer's desk: what its pages have, so that they are sent only what is new.
 
 Several pages may show one desk. Each message reaches all of them, in one order; so what one page
-has, all have that were once sent everything. A page that opens asks for that, and heeds no change
-before it.
+has, all have that were once sent everything. A page that opens asks for that, and ignores what
+comes before it.
 """
 
 import itertools
@@ -30,7 +30,7 @@ class Pages:
         self.authors = ""
         self.facts: dict = {}
         self.rows: list[dict] = []  # of the shelf
-        self.shelf: dict = {}  # what stands beside the rows
+        self.shelf: dict = {}  # what is shown with the rows
 
     def show(self, version: Version, facts: dict, source: str = "") -> None:
         """Send what is new, if anything is: of the text, and of the facts, of which one is "state".
@@ -60,13 +60,13 @@ class Pages:
             story = {"text": self.text, "marks": marks(self.authors)}
             self.send({"ev": "all"} | rest | story | facts)
 
-    def show_shelf(self, rows: list[dict], beside: dict) -> None:
-        """Send what of the shelf is new, if anything is. beside: what stands beside its rows."""
+    def show_shelf(self, rows: list[dict], figures: dict) -> None:
+        """Send what of the shelf is new, if anything is. figures: what is shown with its rows."""
         with self.lock:
-            event = changed(self.shelf, beside)
+            event = changed(self.shelf, figures)
             if rows != self.rows:
                 event["rows"] = row_parts(self.rows, rows)
-            self.rows, self.shelf = rows, beside
+            self.rows, self.shelf = rows, figures
             if event:
                 self.send({"ev": "shelf"} | event)
 

@@ -110,8 +110,8 @@ class DeskShelf:
             return
         rows = [self.row(story) for story in found[:MOST_SHOWN]]
         more = len(found) - len(rows)
-        beside = {"more": more, "skipped": self.shelf.skipped, "open": self.story.name}
-        self.desk.pages.show_shelf(rows, beside)
+        figures = {"more": more, "skipped": self.shelf.skipped, "open": self.story.name}
+        self.desk.pages.show_shelf(rows, figures)
 
     def row(self, story: ShelfStory) -> dict:
         """A story as a page lists it: its date to the minute.

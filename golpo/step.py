@@ -96,9 +96,9 @@ class TrainingStep:
         aligned_to = start_id if self.settings.align_to_stories else None
         length = self.context_length
         seed = self.settings.seed
-        if self.device.type == "cuda" and len(train_ids) < IDS_ON_GPU:
-            if not self.settings.requests:  # they are written on the processor
-                train_ids = train_ids.to(self.device, torch.int32)
+        fits = self.device.type == "cuda" and len(train_ids) < IDS_ON_GPU
+        if fits and not self.settings.requests:  # requests are written on the processor
+            train_ids = train_ids.to(self.device, torch.int32)
         if self.settings.pack_stories:
             return PackedDataset(train_ids, length, aligned_to, seed)
         if self.settings.requests:

@@ -3,11 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from trainings import CONFIG, newest, same_bits, train
+from trainings import CONFIG, newest, same_bits, train, whole_and_resumed
 
-from golpo import runs
 from golpo.dataset import epoch_order
-from golpo.errors import CheckpointError
 from golpo.input_noise import InputNoise
 from golpo.loss import IGNORED
 from golpo.optim import make_optimizer
@@ -140,33 +138,10 @@ def test_a_training_with_noise_resumes_in_mid_epoch_to_the_last_bit(
     training_corpus, tmp_path, precision
 ):
     more = {"input_noise": 0.1, "precision": precision}
-    train(training_corpus, tmp_path / "whole", **more)
-    for steps in (5, 29, None):
-        train(training_corpus, tmp_path / "parts", **more, max_steps=steps)
-    whole = newest(tmp_path / "whole")
-    assert same_bits(newest(tmp_path / "parts"), whole)
+    whole, resumed = whole_and_resumed(training_corpus, tmp_path, **more)
+    assert same_bits(resumed, whole)
     train(training_corpus, tmp_path / "plain", precision=precision)
     assert not same_bits(newest(tmp_path / "plain"), whole)
-
-
-def test_a_training_keeps_its_noise(training_corpus, tmp_path, monkeypatch):
-    """Also one whose checkpoint was written before the setting existed."""
-    train(training_corpus, tmp_path, max_steps=3)
-    read = runs.read_checkpoint
-    reads = []
-
-    def read_old(*arguments, **more):
-        checkpoint = read(*arguments, **more)
-        del checkpoint["settings"]["input_noise"]
-        reads.append(checkpoint)
-        return checkpoint
-
-    monkeypatch.setattr(runs, "read_checkpoint", read_old)
-    with pytest.raises(CheckpointError, match="with input_noise = 0.0, and now it is 0.1"):
-        train(training_corpus, tmp_path, max_steps=4, input_noise=0.1)
-    train(training_corpus, tmp_path, max_steps=4)
-    assert newest(tmp_path)["global_step"] == 4
-    assert len(reads) == 2
 
 
 def test_noise_that_cannot_be_is_refused():

@@ -5,11 +5,9 @@ import copy
 import numpy as np
 import pytest
 import torch
-from trainings import CONFIG, newest, same_bits, train
+from trainings import CONFIG, same_bits, train, whole_and_resumed
 
-from golpo import runs
 from golpo.dataset import GPTDataset, epoch_order
-from golpo.errors import CheckpointError
 from golpo.loss import IGNORED, NextTokenLoss
 from golpo.optim import make_optimizer
 from golpo.packing import PackedDataset, best_fit
@@ -179,27 +177,7 @@ def test_a_packed_training_resumes_in_mid_epoch_to_the_last_bit(
     training_corpus, tmp_path, precision
 ):
     more = {"pack_stories": True, "precision": precision}
-    train(training_corpus, tmp_path / "whole", **more)
-    for steps in (5, 29, None):
-        train(training_corpus, tmp_path / "parts", **more, max_steps=steps)
-    assert same_bits(newest(tmp_path / "parts"), newest(tmp_path / "whole"))
-
-
-def test_a_training_stays_packed_or_not(training_corpus, tmp_path, monkeypatch):
-    """Also one whose checkpoint was written before the setting existed."""
-    train(training_corpus, tmp_path, max_steps=3)
-    read = runs.read_checkpoint
-
-    def read_old(*arguments, **more):
-        checkpoint = read(*arguments, **more)
-        del checkpoint["settings"]["pack_stories"]
-        return checkpoint
-
-    monkeypatch.setattr(runs, "read_checkpoint", read_old)
-    with pytest.raises(CheckpointError, match="with pack_stories = False, and now it is True"):
-        train(training_corpus, tmp_path, max_steps=4, pack_stories=True)
-    train(training_corpus, tmp_path, max_steps=4)
-    assert newest(tmp_path)["global_step"] == 4
+    assert same_bits(*whole_and_resumed(training_corpus, tmp_path, **more))
 
 
 def test_what_cannot_be_packed_is_refused():

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from trainings import PLAIN_CONFIG, weights_after
+from trainings import PLAIN_CONFIG, newest, train, weights_after
 
+from golpo import runs
 from golpo.corpus import load_corpus
+from golpo.errors import CheckpointError
 from golpo.runs import resume_training_from_checkpoint, start_fresh_training
 from golpo.settings import PRESETS
 from golpo.step import TrainingStep
@@ -103,3 +105,33 @@ def test_windows_side_by_side_are_those_of_a_plain_cut(settings, monkeypatch):
     monkeypatch.setattr(TrainingStep, "backward", noting)
     start_fresh_training(**{**settings, "num_epochs": 1, "align_to_stories": False})
     assert sorted(seen) == list(range(0, len(seen) * 16, 16))
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "now"),
+    [
+        ("pack_stories", False, True),
+        ("trim_windows", False, True),
+        ("input_noise", 0.0, 0.1),
+    ],
+)
+def test_a_training_keeps_what_decides_a_step(
+    training_corpus, tmp_path, monkeypatch, name, before, now
+):
+    """Also one whose checkpoint was written before the setting existed."""
+    train(training_corpus, tmp_path, max_steps=3)
+    read = runs.read_checkpoint
+    reads = []
+
+    def read_old(*arguments, **more):
+        checkpoint = read(*arguments, **more)
+        del checkpoint["settings"][name]
+        reads.append(checkpoint)
+        return checkpoint
+
+    monkeypatch.setattr(runs, "read_checkpoint", read_old)
+    with pytest.raises(CheckpointError, match=f"with {name} = {before}, and now it is {now}"):
+        train(training_corpus, tmp_path, max_steps=4, **{name: now})
+    train(training_corpus, tmp_path, max_steps=4)
+    assert newest(tmp_path)["global_step"] == 4
+    assert len(reads) == 2

@@ -4,11 +4,9 @@ import numpy as np
 import pytest
 import torch
 from test_packing import START, gradients_of, make_corpus, small_corpora
-from trainings import CONFIG, newest, same_bits, train
+from trainings import CONFIG, same_bits, whole_and_resumed
 
-from golpo import runs
 from golpo.dataset import GPTDataset
-from golpo.errors import CheckpointError
 from golpo.loss import IGNORED, evaluation_windows
 from golpo.optim import make_optimizer
 from golpo.settings import Settings
@@ -155,27 +153,7 @@ def test_a_trimmed_training_resumes_in_mid_epoch_to_the_last_bit(
     training_corpus, tmp_path, requests
 ):
     more = {"trim_windows": True, "requests": requests}
-    train(training_corpus, tmp_path / "whole", **more)
-    for steps in (5, 29, None):
-        train(training_corpus, tmp_path / "parts", **more, max_steps=steps)
-    assert same_bits(newest(tmp_path / "parts"), newest(tmp_path / "whole"))
-
-
-def test_a_training_stays_trimmed_or_not(training_corpus, tmp_path, monkeypatch):
-    """Also one whose checkpoint was written before the setting existed."""
-    train(training_corpus, tmp_path, max_steps=3)
-    read = runs.read_checkpoint
-
-    def read_old(*arguments, **more):
-        checkpoint = read(*arguments, **more)
-        del checkpoint["settings"]["trim_windows"]
-        return checkpoint
-
-    monkeypatch.setattr(runs, "read_checkpoint", read_old)
-    with pytest.raises(CheckpointError, match="with trim_windows = False, and now it is True"):
-        train(training_corpus, tmp_path, max_steps=4, trim_windows=True)
-    train(training_corpus, tmp_path, max_steps=4)
-    assert newest(tmp_path)["global_step"] == 4
+    assert same_bits(*whole_and_resumed(training_corpus, tmp_path, **more))
 
 
 @pytest.mark.parametrize(

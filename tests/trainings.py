@@ -86,6 +86,14 @@ def same_bits(one: dict, other: dict, keys=(*LEARNED, *HISTORY)) -> bool:
     return all(bits(one[key]) == bits(other[key]) for key in keys)
 
 
+def whole_and_resumed(corpus: Path, folder: Path, **more) -> tuple[dict, dict]:
+    """The last checkpoints of a training and of the same one, interrupted twice in mid epoch."""
+    train(corpus, folder / "whole", **more)
+    for steps in (5, 29, None):
+        train(corpus, folder / "parts", **more, max_steps=steps)
+    return newest(folder / "whole"), newest(folder / "parts")
+
+
 class StepProgress:
     """A progress display that only calls a function with the number of steps done."""
 
