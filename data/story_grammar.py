@@ -33,16 +33,16 @@ UNTITLED = 12  # one story in so many has no title, as when a reader gives only 
 
 @dataclass(frozen=True)
 class Length:
-    """How long a story is: how often it says an optional line, and how many words it may have."""
+    """How long a story is: the share of its optional lines, and how many words it may have."""
 
-    said: float
+    share: float
     shortest: int
     longest: int
 
 
-# A third of the stories each, far enough apart that a model can learn what "short" means. Also the
-# longest fit into the 272 tokens that the smallest preset sees at once.
-LENGTHS = (Length(0, 60, 94), Length(0.5, 95, 124), Length(1, 125, 165))
+# A third of the stories each, with a gap between them, so that a model can learn what "short"
+# means. Also the longest fit into the 272 tokens that the smallest preset sees at once.
+LENGTHS = (Length(0, 60, 95), Length(0.5, 102, 127), Length(1, 134, 165))
 
 
 @dataclass
@@ -241,16 +241,29 @@ def choose_holes(plot: Plot, rng: random.Random) -> Holes:
 def write_story(plot: Plot, rng: random.Random, share: float = 0.5) -> tuple[str, str, str]:
     """Write one story. Returns its title, the name of its hero and its text.
 
-    share: how often an optional line is said, from 0 (never) to 1 (always).
+    share: of the optional lines that are said: 0, 0.5 or 1.
     """
     holes = choose_holes(plot, rng)
     title = title_case(fill(rng.choice(plot.titles), holes))
+    optional = sum(slot.optional for slots in plot.paragraphs for slot in slots)
+    is_said = iter(choose_lines(optional, share, rng))
     paragraphs = []
     for slots in plot.paragraphs:
-        said = [slot for slot in slots if not slot.optional or rng.random() < share]
+        said = [slot for slot in slots if not slot.optional or next(is_said)]
         sentences = [capitalise(fill(rng.choice(slot.ways), holes)) for slot in said]
         paragraphs.append(" ".join(sentences))
     return title, holes["hero"], "\n\n".join(filter(None, paragraphs))
+
+
+def choose_lines(count: int, share: float, rng: random.Random) -> list[bool]:
+    """Which of `count` optional lines are said: none, all, or for 0.5 one of each two neighbours.
+
+    One of each two keeps the length of a story near its middle. A coin for each line would not.
+    """
+    if share != 0.5:
+        return [share == 1] * count
+    pairs = [rng.choice([(True, False), (False, True)]) for _ in range(0, count, 2)]
+    return [is_said for pair in pairs for is_said in pair][:count]
 
 
 def write_stories(count: int, seed: int) -> list[tuple[str, str, str, str]]:
@@ -270,7 +283,7 @@ def write_stories(count: int, seed: int) -> list[tuple[str, str, str, str]]:
         turn, number = divmod(len(stories), len(PLOTS))
         plot = PLOTS[number]
         length = LENGTHS[(turn + number) % len(LENGTHS)]
-        title, hero, text = write_story(plot, rng, length.said)
+        title, hero, text = write_story(plot, rng, length.share)
         good_length = length.shortest <= len(text.split()) <= length.longest
         hero_at_end = hero in text.split("\n\n")[-1]
         sentences = split_sentences(text)

@@ -44,14 +44,17 @@ def test_each_plot_has_short_medium_and_long_stories():
         found[plot].append(len(prose.split()))
     for plot, words in found.items():
         short, medium, long = sorted(words)
-        assert short < 95 <= medium < 125 <= long, f"{plot}: {words}"
+        assert short <= 95, f"{plot}: {words}"
+        assert 102 <= medium <= 127, f"{plot}: {words}"
+        assert long >= 134, f"{plot}: {words}"
 
 
-def test_the_thirds_of_the_corpus_are_far_apart():
+def test_the_thirds_of_the_corpus_lie_in_its_gaps():
+    """No story is so near to a third's end that one word more would make it a longer one."""
     stories = list(read_stories(DEFAULT_CORPUS))
     shorter, longer = CorpusFacts(stories).thirds
-    assert shorter <= 95
-    assert longer >= 124
+    assert 95 <= shorter <= 102
+    assert 127 <= longer <= 134
 
 
 def test_every_story_fits_into_the_smallest_presets_window():
