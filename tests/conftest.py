@@ -21,7 +21,6 @@ from trainings import (  # noqa: F401
 
 from golpo_utils import FusedModule, GPTModel, get_tokenizer
 
-
 if "PYTEST_XDIST_WORKER" in os.environ:  # with -n 2, each half of the tests has one core
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
     torch.set_num_threads(1)
