@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from trainings import CONFIG, same_bits, train, whole_and_resumed
+from windows import START, gradients_of, make_corpus, small_corpora
 
 from golpo.dataset import GPTDataset, epoch_order
 from golpo.loss import IGNORED, NextTokenLoss
@@ -14,19 +15,6 @@ from golpo.packing import PackedDataset, best_fit
 from golpo.settings import Settings
 from golpo.step import TrainingStep
 from golpo_utils import GPTModel
-
-START = 1
-
-
-def make_corpus(lengths) -> torch.Tensor:
-    """Stories of so many tokens, each START and then numbers that are not."""
-    return torch.tensor([token for n in lengths for token in (START, *range(2, n + 1))])
-
-
-def small_corpora(longest: int, count: int = 200):
-    rng = np.random.default_rng(0)
-    for _ in range(count):
-        yield rng.integers(2, longest, size=rng.integers(1, 30))
 
 
 def with_positions(ids: torch.Tensor, length: int = 16, seed: int = 5) -> PackedDataset:
@@ -134,11 +122,6 @@ def make_step(**changes) -> TrainingStep:
     model = GPTModel(settings.config)
     ids = make_corpus([9, 4, 10, 12, 40, 3, 16])
     return TrainingStep(model, make_optimizer(model, settings), ids, START, settings)
-
-
-def gradients_of(step: TrainingStep) -> list[torch.Tensor]:
-    step.backward(0, np.arange(5))
-    return [weight.grad.clone() for weight in step.model.parameters()]
 
 
 def test_each_predicted_token_counts_alike_however_the_batch_is_divided():

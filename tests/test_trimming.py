@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from test_packing import START, gradients_of, make_corpus, small_corpora
 from trainings import CONFIG, same_bits, whole_and_resumed
+from windows import START, gradients_of, make_corpus, small_corpora
 
 from golpo.dataset import GPTDataset
 from golpo.loss import IGNORED, evaluation_windows
