@@ -32,11 +32,11 @@ TRAINING_COST = 2.5  # of a forward and a backward pass, in forward passes
 class PreferenceSettings:
     """How an adapter learns from choices. Raises ValueError for an invalid value."""
 
-    beta: float = 4.0  # how strongly a difference in log-probability counts: see golpo/dpo.py
-    by_length: bool = True  # log-probabilities per token, instead of a story's sum
+    beta: float = 0.04  # how strongly a difference in log-probability counts: see golpo/dpo.py
+    by_length: bool = False  # log-probabilities per token, instead of a story's sum
     anchor: float = 1.0  # weight of the stories' own loss, which keeps the model close
     learning_rate: float = 3e-3
-    trained: int = 80  # choices to train on, at least; fewer are gone through several times
+    trained: int = 160  # choices to train on, at least; fewer are gone through several times
     batch_size: int = 2  # choices in a step
     rank: int = 8
     kept_aside: float = 0.2  # share of the choices
