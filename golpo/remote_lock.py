@@ -148,13 +148,23 @@ class RemoteLock:
         """Take the lock if it is free; raise CheckpointError if another training has it."""
         if self.held and not self.lost:
             owner = self.read().get("owner", self.owner)
-            self.lost = owner != self.owner
+            self.lost = self.is_taken_by(owner)
+            if owner != self.owner and not self.lost:
+                with self.mutex:
+                    self.write()
         if self.lost:
             raise CheckpointError(
                 "another training has taken over this folder; stop one of the two"
             )
         if not self.held:
             self.acquire()
+
+    def is_taken_by(self, owner: str) -> bool:
+        """Whether this owner in the lock file is another training, which has taken over.
+
+        One of this process that has ended has not: on a slow drive its last word came late.
+        """
+        return owner != self.owner and owner not in self.left
 
     def beat(self) -> None:
         """Give signs of life until the lock is released or lost."""
@@ -164,7 +174,7 @@ class RemoteLock:
                 with self.mutex:
                     if self.released.is_set():
                         return
-                    if self.read().get("owner", self.owner) != self.owner:
+                    if self.is_taken_by(self.read().get("owner", self.owner)):
                         self.lost = True
                         return
                     self.write()

@@ -159,3 +159,16 @@ def test_clocks_that_differ_do_not_matter(folder, capsys):
     lock.acquire(wait=True)
     assert "This one takes over" in capsys.readouterr().out
     lock.release()
+
+
+def test_the_late_word_of_a_training_that_has_ended_does_not_count(folder):
+    """On a slow drive it may reach the lock file after the next training of this process did."""
+    first, second = RemoteLock(folder), RemoteLock(folder)
+    first.acquire()
+    first.leave()
+    second.acquire()
+    first.write(released=True)
+    second.check()
+    assert second.read()["owner"] == second.owner
+    second.release()
+    first.release()
