@@ -241,12 +241,12 @@ def choose_holes(plot: Plot, rng: random.Random) -> Holes:
 def write_story(plot: Plot, rng: random.Random, share: float = 0.5) -> tuple[str, str, str]:
     """Write one story. Returns its title, the name of its hero and its text.
 
-    share: of the optional lines that are said: 0, 0.5 or 1.
+    share: of the optional lines that are said: see `choose_optional`.
     """
     holes = choose_holes(plot, rng)
     title = title_case(fill(rng.choice(plot.titles), holes))
     optional = sum(slot.optional for slots in plot.paragraphs for slot in slots)
-    is_said = iter(choose_lines(optional, share, rng))
+    is_said = iter(choose_optional(optional, share, rng))
     paragraphs = []
     for slots in plot.paragraphs:
         said = [slot for slot in slots if not slot.optional or next(is_said)]
@@ -255,11 +255,14 @@ def write_story(plot: Plot, rng: random.Random, share: float = 0.5) -> tuple[str
     return title, holes["hero"], "\n\n".join(filter(None, paragraphs))
 
 
-def choose_lines(count: int, share: float, rng: random.Random) -> list[bool]:
+def choose_optional(count: int, share: float, rng: random.Random) -> list[bool]:
     """Which of `count` optional lines are said: none, all, or for 0.5 one of each two neighbours.
 
     One of each two keeps the length of a story near its middle. A coin for each line would not.
+    Raises ValueError for a share that is not 0, 0.5 or 1.
     """
+    if share not in (0, 0.5, 1):
+        raise ValueError(f"the share of optional lines is {share}; it must be 0, 0.5 or 1")
     if share != 0.5:
         return [share == 1] * count
     pairs = [rng.choice([(True, False), (False, True)]) for _ in range(0, count, 2)]

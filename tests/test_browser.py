@@ -57,6 +57,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+ANSWER_WITHIN = 20  # seconds; after so many, desk.js says that the kernel does not answer
 
 
 @pytest.fixture(scope="session")
@@ -192,7 +193,7 @@ def write_and_see_it_grow(page, button="Write"):
 def stop(page):
     """Press Stop; the page must answer soon, and the story stays as it is."""
     press(page, "Stop")
-    wait_for(lambda: "Writing" not in state(page))
+    wait_for(lambda: "Writing" not in state(page), seconds=ANSWER_WITHIN)
     assert "Stopped" in state(page), state(page)
     text = story(page)
     time.sleep(0.3)
@@ -216,7 +217,7 @@ def play(page, project):
     write_and_see_it_grow(page)
     first = stop(page)
     assert first.startswith("One day, a 😀 fox") and len(first) > 30
-    wait_for(lambda: first in kept(project))
+    wait_for(lambda: first in kept(project), seconds=ANSWER_WITHIN)
     page.get_by_label("Story", exact=True).fill("One day, a red 😀 fox ran.")
     write_and_see_it_grow(page, "Continue")
     second = stop(page)
@@ -227,10 +228,10 @@ def play(page, project):
     page.get_by_label("Story", exact=True).focus()
     for expected in (second, "One day, a red 😀 fox ran.", first, "One day, a 😀 fox"):
         page.keyboard.press("Control+z")
-        wait_for(lambda expected=expected: story(page) == expected)
+        wait_for(lambda expected=expected: story(page) == expected, seconds=ANSWER_WITHIN)
     for _ in range(4):
         press(page, "Redo")
-    wait_for(lambda: story(page) == third)
+    wait_for(lambda: story(page) == third, seconds=ANSWER_WITHIN)
     copy = page.locator(".golpo .mirror").evaluate("node => node.textContent")
     assert copy.rstrip("\u200b") == third  # the copy that shows who wrote what
     marked = page.locator(".golpo .mirror .m").evaluate_all(
@@ -248,15 +249,15 @@ def choose_among_words_and_ways(page):
     page.get_by_role("button", name="I like way 2").wait_for(state="hidden")
     way = page.locator(".golpo .ways p").nth(1).evaluate("node => node.textContent")
     page.get_by_role("button", name="Take way 2").click()
-    wait_for(lambda: story(page) == text + way)
+    wait_for(lambda: story(page) == text + way, seconds=ANSWER_WITHIN)
     area = page.get_by_label("Story", exact=True)
     at = len(text.encode("utf-16-le")) // 2
     area.evaluate("(node, at) => { node.focus(); node.setSelectionRange(at, at) }", at)
     page.keyboard.press("Alt+Enter")  # a click with the keyboard
     page.locator(".golpo .word button").first.click()
-    wait_for(lambda: "Writing" in state(page))
+    wait_for(lambda: "Writing" in state(page), seconds=ANSWER_WITHIN)
     page.keyboard.press("Escape")
-    wait_for(lambda: "Stopped" in state(page))
+    wait_for(lambda: "Stopped" in state(page), seconds=ANSWER_WITHIN)
     assert story(page).startswith(text[:-20])
 
 
@@ -318,7 +319,7 @@ def test_the_studio_works_in_jupyterlab(python, project, page, tmp_path):
         export(page, tmp_path)
         write_and_see_it_grow(page, "Continue")
         choose(page, "Kernel", "Interrupt Kernel")
-        wait_for(lambda: "Stopped" in state(page))
+        wait_for(lambda: "Stopped" in state(page), seconds=ANSWER_WITHIN)
         text = story(page)
     assert text in kept(project)
 
@@ -340,7 +341,7 @@ def test_the_studio_works_in_voila(python, project, page, tmp_path):
         wait_for_the_studio(page)
         page.locator(".golpo summary", has_text="Shelf").click()  # folded on a phone
         page.locator(".golpo .rows .link").first.click()
-        wait_for(lambda: story(page) == text)
+        wait_for(lambda: story(page) == text, seconds=ANSWER_WITHIN)
         assert page.get_by_label("Title").input_value() == "The <b>Mill</b>"
     if faults is None:
         pytest.skip("everything but axe-core was tried: npm does not have it")

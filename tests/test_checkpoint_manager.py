@@ -132,7 +132,7 @@ def test_a_disk_that_becomes_read_only_does_not_end_training(
         started = time.monotonic()
         with pytest.raises(OSError, match="Read-only"):
             train(training_corpus, folder)
-        assert time.monotonic() - started < 20
+        assert time.monotonic() - started < 5
     finally:
         subprocess.run(["umount", "-l", str(folder)], stderr=subprocess.DEVNULL)
 
@@ -175,7 +175,7 @@ def test_too_little_room_is_refused_before_training(training_corpus, tmp_path, m
     started = time.monotonic()
     with pytest.raises(OSError, match="0.00 GB free of the.*make room, or choose another"):
         train(training_corpus, tmp_path)
-    assert asked and time.monotonic() - started < 20
+    assert asked and time.monotonic() - started < 5
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path, capsys):
@@ -215,7 +215,7 @@ def test_a_second_training_is_refused_and_the_lock_of_a_dead_one_is_taken_over(
     started = time.monotonic()
     with pytest.raises(CheckpointError, match=f"another training is writing to '{tmp_path}'"):
         train(training_corpus, tmp_path, num_epochs=1000)
-    assert first.process.is_alive() and time.monotonic() - started < 20
+    assert first.process.is_alive() and time.monotonic() - started < 5
     first.kill()
     assert (tmp_path / ".lock").exists()
     last = newest(tmp_path)["global_step"] + 1

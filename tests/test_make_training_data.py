@@ -143,3 +143,8 @@ def test_each_fact_belongs_to_one_row(plot):
     for rows in plot.facts.values():
         for column in zip(*rows, strict=True):
             assert len(set(column)) == len(rows), column
+
+
+def test_a_share_of_optional_lines_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="is 0.3; it must be 0, 0.5 or 1"):
+        write_story(PLOTS[0], random.Random(3), 0.3)

@@ -42,7 +42,7 @@ def test_work_without_progress_is_given_up_and_said_so(tmp_path, capsys):
             started = time.monotonic()
             with pytest.raises(TimeoutError, match="has not answered for") as found:
                 watched(tmp_path, lambda: over.wait(30))
-            assert limit <= time.monotonic() - started < limit + 10
+            assert limit <= time.monotonic() - started < limit + 1
             assert found.value.errno == errno.ETIMEDOUT
         assert f"Waiting for '{tmp_path}', which has not answered" in capsys.readouterr().out
     finally:
@@ -168,4 +168,4 @@ def test_forms_and_loading_are_answered_in_limited_time(drive):
         newest_checkpoint(drive.checkpoints)
     with pytest.raises(OSError, match="has not answered"):
         load_storyteller(drive.checkpoints)
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 10
