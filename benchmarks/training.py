@@ -3,6 +3,7 @@
     python benchmarks/training.py                          the steps, and Hugging Face's GPT-2
     python benchmarks/training.py --original PATH --nanogpt PATH    with checkouts of those, too
     python benchmarks/training.py --save       also training.json, and docs/training-speed.png
+    python benchmarks/training.py --half fp32  on a processor that does not multiply bf16 natively
 
 The steps lead from the reference modules to what `golpo train` does, one change at a time. All
 contenders have the shape of --layers, --width and --context, the same dropout, and random tokens
@@ -40,6 +41,7 @@ from golpo_utils import FusedModule, GPTModel
 VOCABULARY = 50257
 FP32 = torch.float32
 NAMES = {FP32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+MIXED = "4 + mixed precision, {}"
 TRAIN = "6 `golpo train`, all of these"
 COMPILED = "7 + compiled"
 OURS_FP32 = "ours, fp32"
@@ -214,7 +216,7 @@ def make_contenders(options: Namespace) -> dict[str, Contender]:
         "1 reference modules, fp32": partial(FP32, False),
         "2 + fused modules": partial(FP32, True),
         "3 + loss in chunks": partial(FP32, True, True),
-        f"4 + mixed precision, {name}": partial(half, True, True, half),
+        MIXED.format(name): partial(half, True, True, half),
         "5 + fused optimizer": partial(half, True, True, half, True),
         TRAIN: ours(name),
         COMPILED: ours(name, compile="on"),
@@ -230,6 +232,8 @@ def make_contenders(options: Namespace) -> dict[str, Contender]:
         contenders["nanoGPT, fp32"] = peer(make_nanogpt, FP32)
         contenders[f"nanoGPT, {name}"] = peer(make_nanogpt, half)
         contenders[f"nanoGPT, {name}, compiled"] = peer(make_nanogpt, half, True)
+    if half == FP32:
+        del contenders[MIXED.format(name)]
     if not options.compiled:
         contenders = {one: what for one, what in contenders.items() if "compiled" not in one}
     return contenders
@@ -294,15 +298,13 @@ def median_ratio(rounds: list[dict[str, float]], above: list[str], below: str) -
 
 def compare_with_peers(rounds: list[dict[str, float]], contenders: dict[str, Contender]) -> dict:
     """The ratios between our speed and each peer's in the same kind of precision."""
-    best_of_ours = [name for name in (TRAIN, COMPILED) if name in contenders]
+    best_of_ours = [name for name in (TRAIN, COMPILED, OURS_FP32) if name in contenders]
     ratios = {}
     for name, contender in contenders.items():
-        if not name.startswith(PEERS):
-            continue
-        if contender.dtype == FP32:
-            ratios[f"ours, fp32 / {name}"] = median_ratio(rounds, [OURS_FP32], name)
-        else:
-            ratios[f"best of ours / {name}"] = median_ratio(rounds, best_of_ours, name)
+        if name.startswith(PEERS):
+            alike = [one for one in best_of_ours if contenders[one].dtype == contender.dtype]
+            ours = "ours, fp32" if contender.dtype == FP32 else "best of ours"
+            ratios[f"{ours} / {name}"] = median_ratio(rounds, alike, name)
     return ratios
 
 
@@ -403,7 +405,9 @@ def parse_options() -> Namespace:
     for name, value in (sizes | {"rounds": 5, "threads": 2}).items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--half", default="bf16", choices=("bf16", "fp16"), help="from step 4 on")
+    parser.add_argument(
+        "--half", default="bf16", choices=("bf16", "fp16", "fp32"), help="from step 4 on; fp32: none"
+    )
     parser.add_argument("--original", help="a checkout of the original project")
     parser.add_argument("--nanogpt", help="a checkout of nanoGPT")
     parser.add_argument("--no-compiled", dest="compiled", action="store_false")
@@ -411,7 +415,7 @@ def parse_options() -> Namespace:
     parser.add_argument("--save", action="store_true", help="write the JSON file and the picture")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    options.half = {"bf16": torch.bfloat16, "fp16": torch.float16}[options.half]
+    options.half = next(dtype for dtype, name in NAMES.items() if name == options.half)
     return options
 
 
