@@ -126,6 +126,19 @@ def test_a_story_has_no_open_hole_and_ends_with_its_hero(plot, share):
         assert hero in text.split("\n\n")[-1]
 
 
+@pytest.mark.parametrize(
+    ("share", "said"),
+    [(0, "slept."), (0.5, "slept. One. Three."), (1, "slept. One. Two. Three.")],
+)
+def test_the_length_alone_decides_what_is_said(tmp_path, share, said):
+    path = tmp_path / "plot.txt"
+    story = "- {hero} slept.\n~ One.\n~ Two.\n~ Three.\n"
+    path.write_text(f"titles:\n- A\n\nstory:\n{story}", encoding="utf-8")
+    for seed in range(10):
+        _, hero, text = write_story(read_plot(path), random.Random(seed), share)
+        assert text == f"{hero} {said}"
+
+
 def test_a_plot_with_a_wrong_line_is_refused(tmp_path):
     path = tmp_path / "wrong.txt"
     path.write_text("titles:\n- A\n\nstory:\n* {hero} slept.\n", encoding="utf-8")
