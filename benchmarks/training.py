@@ -406,7 +406,10 @@ def parse_options() -> Namespace:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument(
-        "--half", default="bf16", choices=("bf16", "fp16", "fp32"), help="from step 4 on; fp32: none"
+        "--half",
+        default="bf16",
+        choices=("bf16", "fp16", "fp32"),
+        help="from step 4 on; fp32: none",
     )
     parser.add_argument("--original", help="a checkout of the original project")
     parser.add_argument("--nanogpt", help="a checkout of nanoGPT")
