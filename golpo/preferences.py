@@ -38,19 +38,15 @@ class PreferenceSettings:
     learning_rate: float = 3e-3
     trained: int = 160  # choices to train on, at least; fewer are gone through several times
     batch_size: int = 2  # choices in a step
-    # A small adapter learns what the liked stories share. A large one also learns the stories.
-    rank: int = 2
-    targets: tuple[str, ...] = ("out_proj",)  # of golpo.low_rank.TARGETS
+    rank: int = 8
     kept_aside: float = 0.2  # share of the choices
     max_divergence: float = 0.1  # from the plain model, in nats per token; learning ends there
-    max_growth: float = 2.0  # how much larger than trained an adapter may be made, up to there
     seed: int = 0
 
     def __post_init__(self):
         for name in ("beta", "learning_rate", "max_divergence"):
             check_number(name, getattr(self, name), 1e-9)
         check_number("anchor", self.anchor, 0)
-        check_number("max_growth", self.max_growth, 1)
         for name in ("trained", "batch_size"):
             check_number(name, getattr(self, name), 1, whole=True)
         check_number("kept_aside", self.kept_aside, 0.05, 0.5)
@@ -90,9 +86,7 @@ class Learner:
         self.used = self.examples[kept:]
         self.passes = math.ceil(settings.trained / len(self.used))
         self.model = trainable_copy(model, without=TASTE)
-        add_adapter(
-            self.model, TASTE, settings.rank, 2 * settings.rank, settings.targets, settings.seed
-        )
+        add_adapter(self.model, TASTE, settings.rank, 2 * settings.rank, seed=settings.seed)
         self.parameters = adapter_parameters(self.model, TASTE)
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
@@ -108,7 +102,7 @@ class Learner:
         kept = sum(len(example.stories) for example in self.kept)
         used = sum(len(example.stories) for example in self.used)
         trained = self.passes * TRAINING_COST * used
-        checks = (CHECKS + 1) * 2 * CHECKED_STORIES
+        checks = CHECKS * 2 * CHECKED_STORIES
         return used + 2 * kept + 2 * len(self.val_rows) + trained + checks
 
     def note(self, cost: float) -> LearningProgress:
@@ -189,10 +183,8 @@ class Learner:
                     continue
                 yield from self.check()
                 if self.divergence > settings.max_divergence:
-                    self.reached_bound = True
                     yield from self.shrink()
                     return
-        yield from self.grow()
 
     def loss(self, example: Example, start: torch.Tensor) -> torch.Tensor:
         """The loss of one choice. start: the log-probabilities per token, (n,), before."""
@@ -226,25 +218,15 @@ class Learner:
 
     def shrink(self) -> Iterator[LearningProgress]:
         """Make what was learned smaller, until the divergence is within its bound again."""
-        while self.divergence > self.settings.max_divergence:
-            yield from self.scale(self.factor_to_bound())
-
-    def grow(self) -> Iterator[LearningProgress]:
-        """Make what was learned larger, as far as the bound of the divergence allows."""
-        yield from self.scale(min(self.factor_to_bound(), self.settings.max_growth))
-        yield from self.shrink()
-
-    def factor_to_bound(self) -> float:
-        """What the adapter has to be multiplied by for a divergence just below its bound."""
-        # The divergence grows with the square of what an adapter adds.
-        return 0.97 * math.sqrt(self.settings.max_divergence / max(self.divergence, 1e-12))
-
-    def scale(self, factor: float) -> Iterator[LearningProgress]:
-        """Multiply what the adapter adds, and measure the divergence again."""
-        with torch.no_grad():
-            for low_rank in self.model.adapters[TASTE].layers():
-                low_rank.B.mul_(factor)
-        yield from self.check()
+        self.reached_bound = True
+        bound = self.settings.max_divergence
+        while self.divergence > bound:
+            # The divergence grows with the square of what an adapter adds.
+            factor = 0.97 * math.sqrt(bound / self.divergence)
+            with torch.no_grad():
+                for low_rank in self.model.adapters[TASTE].layers():
+                    low_rank.B.mul_(factor)
+            yield from self.check()
 
 
 def is_first_best(values: torch.Tensor) -> bool:

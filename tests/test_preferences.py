@@ -16,7 +16,6 @@ from golpo.choices import Choice, append_choice, read_choices
 from golpo.dpo import divergence, log_probability, make_example
 from golpo.inference import prepare_for_inference
 from golpo.lora import adapter_names, load_adapter, set_adapter_strength
-from golpo.low_rank import TARGETS
 from golpo.preferences import PreferenceSettings, learn_from_choices, learn_steps
 from golpo.tastes import newest_taste, taste_folders
 from golpo_utils import GPTModel, generate, get_tokenizer
@@ -32,9 +31,8 @@ CONFIG = {
 }
 TOKENIZER = get_tokenizer(300)
 QUICK = PreferenceSettings(
-    beta=0.1, by_length=False, anchor=0, learning_rate=1e-2, trained=72, rank=4, targets=TARGETS,
-    max_divergence=5, max_growth=1,
-)  # fmt: skip
+    beta=0.1, by_length=False, anchor=0, learning_rate=1e-2, trained=72, rank=4, max_divergence=5
+)
 WORDS = "sun rain fox tree lamp boat".split()
 
 
@@ -72,7 +70,7 @@ def learn(folder, choices=None, model=None, **more):
 def test_what_is_liked_becomes_more_probable(tmp_path, capsys, others, by_length):
     settings = PreferenceSettings(
         beta=2.0 if by_length else 0.1, by_length=by_length, learning_rate=1e-2, trained=72, rank=4,
-        targets=TARGETS, anchor=0, max_divergence=5, max_growth=1,
+        anchor=0, max_divergence=5,
     )  # fmt: skip
     model = make_model()
     val_stories = ["<|start|>\nThe lamp.\n<|end|>\n"]
@@ -212,18 +210,6 @@ def test_learning_ends_within_the_bound_of_divergence(tmp_path, capsys):
                 for one in examples for row in one.stories)  # fmt: skip
     tokens = sum(len(row) - one.opening for one in examples for row in one.stories)
     assert total / tokens < 1.5 * bound
-
-
-def test_what_was_learned_becomes_as_large_as_the_bound_allows(tmp_path):
-    """But at most twice as large as trained, which is a divergence of about four times."""
-    near = replace(QUICK, trained=24, learning_rate=1e-3, max_divergence=1000, max_growth=2)
-    free = learn(tmp_path / "free", settings=near)
-    learned = learn(tmp_path / "bound", settings=replace(near, max_divergence=free.divergence / 2))
-    assert not learned.reached_bound and not free.reached_bound
-    assert 0.8 * free.divergence / 2 < learned.divergence <= free.divergence / 2
-    grown, bound = (load_file(one.folder + "/adapter_model.safetensors") for one in (free, learned))
-    ratios = [grown[name].norm() / bound[name].norm() for name in grown if "lora_B" in name]
-    assert all(1 < ratio < 2 for ratio in ratios)
 
 
 @torch.no_grad()
