@@ -147,7 +147,7 @@ class RemoteLock:
     def check(self) -> None:
         """Take the lock if it is free; raise CheckpointError if another training has it."""
         if self.held and not self.lost:
-            owner = self.read().get("owner", self.owner)
+            owner = self.present_owner()
             self.lost = self.is_taken_by(owner)
             if owner != self.owner and not self.lost:
                 with self.mutex:
@@ -158,6 +158,10 @@ class RemoteLock:
             )
         if not self.held:
             self.acquire()
+
+    def present_owner(self) -> str:
+        """The owner that the lock file names; this lock's own if it names none."""
+        return self.read().get("owner", self.owner)
 
     def is_taken_by(self, owner: str) -> bool:
         """Whether this owner in the lock file is another training, which has taken over.
@@ -174,7 +178,7 @@ class RemoteLock:
                 with self.mutex:
                     if self.released.is_set():
                         return
-                    if self.is_taken_by(self.read().get("owner", self.owner)):
+                    if self.is_taken_by(self.present_owner()):
                         self.lost = True
                         return
                     self.write()
